@@ -1,0 +1,847 @@
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from tqdm import tqdm
+
+from facekit import charts, datasets, metrics, synthetic, training
+from facekit.files import InputError
+from facekit.images import MAX_PIXELS, face_pixels
+
+IMAGE_SIZE = 80  # a face crop is 80x80 pixels, greyscale, values 0..1
+EMBEDDING_SIZE = 32
+NEGATIVES = 10  # for each anchor of the reference method, of which
+MINED_NEGATIVES = 7  # are mined and the others random
+SKIPPED_NEAREST = 20  # mislabelled images and look-alikes are among the 20 nearest strangers
+PATIENCE = 20  # epochs without a validation accuracy within 1 % of the best
+FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
+PICTURES_PER_DRAWN_PERSON = 8
+
+ARCHITECTURE = "resnet18-256-128-32"
+PREPARED = Path("data/recognition")
+RECOGNISER = Path("weights/recognition.safetensors")
+VERIFIER = Path("weights/verification.safetensors")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of a training; they are saved with the weights."""
+
+    reference: bool = False
+    epochs: int = 60
+    batch_size: int = 128  # images a step
+    learning_rate: float = 1e-3  # at its highest: it rises over the first 5 % of the training, then falls to 1 %
+    weight_decay: float = 0.05
+    images_per_person: int = 4  # in a batch: each of them is anchor and positive of the others
+    scale: float = 16.0  # how much the hardest negatives count more than the others
+    margin: float = 0.1  # how much nearer the positive has to be than a negative
+    mine_from: float = 0.4  # part of the training after which mining decides who meets in a batch
+    sizes: tuple[tuple[float, int], ...] = ((0.45, 48), (0.8, 64), (1.0, IMAGE_SIZE))  # until this part: pixels
+    seed: int = 0
+
+
+REFERENCE = Settings(
+    reference=True, epochs=200, batch_size=400, weight_decay=0.0, margin=0.2, sizes=((1.0, IMAGE_SIZE),)
+)
+
+
+# ---------------------------------------------------------------- data
+
+
+def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Packed crops (B, 1, 80, 80) uint8 -> varied faces (B, 1, size, size) float in 0..1.
+
+    Rotation up to 12°, scale up to 13 %, shift up to 5 % of the width, mirroring, brightness, contrast, gamma, and
+    on two faces of five a patch hidden. The random numbers come from the CPU, so they are the same on every device.
+    """
+    count, device = len(images), images.device
+
+    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
+        return (torch.rand(count, columns, generator=generator) * (high - low) + low).to(device)
+
+    angle, zoom = uniform(-12, 12).deg2rad(), uniform(-0.15, 0.09).exp()
+    mirror = uniform(-1, 1).sign()
+    x_axis = torch.stack([mirror * zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.1, 0.1)], dim=2)
+    y_axis = torch.stack([mirror * zoom * angle.sin(), zoom * angle.cos(), uniform(-0.1, 0.1)], dim=2)
+    grid = F.affine_grid(torch.cat([x_axis, y_axis], dim=1), [count, 1, size, size], align_corners=False)
+    faces = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+
+    gamma, contrast, brightness = uniform(-0.35, 0.35).exp(), uniform(0.7, 1.3), uniform(-0.15, 0.15)
+    faces = faces.clamp(0, 1) ** gamma[:, :, None, None]
+    faces = ((faces - 0.5) * contrast[:, :, None, None] + 0.5 + brightness[:, :, None, None]).clamp(0, 1)
+
+    pixels = torch.linspace(0, 1, size, device=device)  # (S,)
+    half_width = uniform(0, 0.2) * (uniform(0, 1) < 0.4)  # (B, 1); 0 hides nothing
+    columns_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
+    rows_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
+    hidden = (rows_hidden[:, :, None] & columns_hidden[:, None, :])[:, None]  # (B, 1, S, S)
+    return torch.where(hidden, uniform(0, 1)[:, :, None, None], faces)
+
+
+def unvaried(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
+    """Packed crops (B, 1, 80, 80) uint8 -> faces (B, 1, size, size) float in 0..1, as they are."""
+    faces = images.float() / 255
+    if size != images.shape[-1]:
+        faces = F.interpolate(faces, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return faces
+
+
+# ---------------------------------------------------------------- model
+
+
+class Recogniser(nn.Module):
+    """ResNet18 (He et al. 2016) with one input channel: faces (B, 1, 80, 80) in 0..1 -> embeddings (B, 32)."""
+
+    def __init__(self, normalised: bool = True):
+        super().__init__()
+        self.backbone = resnet18(num_classes=256)
+        self.backbone.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, EMBEDDING_SIZE))
+        self.normalised = normalised  # embeddings of length 1: their distance depends on the angle alone
+
+    def forward(self, faces: Tensor) -> Tensor:
+        faces = faces.contiguous(memory_format=torch.channels_last)  # 5 to 15 % faster
+        embeddings = self.head(self.backbone(faces)).float()  # (B, 32)
+        return F.normalize(embeddings, dim=1) if self.normalised else embeddings
+
+
+# ---------------------------------------------------------------- global mining and the loss
+
+
+def mine_negatives(
+    memory: Tensor, people: Tensor, anchors: Tensor, anchor_people: Tensor, count: int, skip: int = SKIPPED_NEAREST
+) -> Tensor:
+    """The hardest strangers of each anchor: by squared distance, after skipping the `skip` nearest of them.
+
+    memory (N, D) holds the latest embedding of every training image, people (N,) whose it is; anchors (A, D) are
+    embeddings of anchor_people (A,). Returns rows of the memory (A, count), nearest first. All N are ranked:
+    a matrix product and a top-k do what a sort for each anchor would, and are far faster. Where there are fewer
+    than skip + count strangers, fewer are skipped; where there are fewer than count, all are returned.
+    """
+    own = anchor_people[:, None] == people  # (A, N)
+    distances = memory.square().sum(1) - 2 * anchors @ memory.T  # (A, N), less |anchor|², which changes no ranking
+    distances.masked_fill_(own, math.inf)
+    strangers = len(people) - int(own.sum(1).max())  # that every anchor has
+    count = min(count, strangers)
+    nearest = distances.topk(min(skip + count, strangers), largest=False).indices
+    return nearest[:, nearest.shape[1] - count :]
+
+
+def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float = 0.2) -> Tensor:
+    """FaceNet's loss (Schroff et al. 2015): anchors, positives (A, D), negatives (A, C, D) -> scalar.
+
+    For each anchor the sum over its negatives of relu(|a - b|² - |a - c|² + margin), mean over the anchors.
+    """
+    near = (anchors - positives).square().sum(1)  # (A,)
+    far = (anchors[:, None] - negatives).square().sum(2)  # (A, C)
+    return F.relu(near[:, None] - far + margin).sum(1).mean()
+
+
+def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin: float) -> Tensor:
+    """Every image of the batch is an anchor, its person's other images are positives, all strangers are negatives.
+
+    For anchor a and positive b: log(1 + Σ_c exp(scale · (cos(a, c) - cos(a, b) + margin))), the triplet loss with a
+    smooth maximum over the negatives c (N-pair loss, Sohn 2016; supervised contrastive loss, Khosla et al. 2020):
+    on vectors of length 1, |a - b|² = 2 - 2 cos(a, b). Mean over the positives of an anchor, then over anchors.
+    embeddings (B, D) of length 1, people (B,) -> scalar.
+    """
+    cosines = embeddings @ embeddings.T  # (B, B)
+    same = people[:, None] == people
+    positive = same & ~torch.eye(len(people), dtype=torch.bool, device=people.device)
+    hardest = (scale * cosines.masked_fill(same, -math.inf)).logsumexp(dim=1, keepdim=True)  # (B, 1)
+    losses = F.softplus(hardest - scale * (cosines - margin)) * positive  # (B, B)
+    anchors = positive.any(1)
+    return (losses.sum(1)[anchors] / positive.sum(1)[anchors]).mean()
+
+
+# ---------------------------------------------------------------- training
+
+
+class Part:
+    """The packed images of one part of the split, on the device, and whose they are.
+
+    images (N, 1, 80, 80) uint8, people (N,) int64; `photos_of` has the rows of each person with at least two.
+    """
+
+    def __init__(self, faces: datasets.FaceSet, part: str, device: torch.device):
+        rows = faces.part(part)
+        self.images = torch.from_numpy(faces.images[rows]).to(device)
+        self.people = torch.from_numpy(faces.people[rows]).to(device)
+        photos_of: dict[int, list[int]] = {}
+        for row, person in enumerate(faces.people[rows].tolist()):
+            photos_of.setdefault(person, []).append(row)
+        self.photos_of = {person: np.array(photos) for person, photos in photos_of.items() if len(photos) > 1}
+        if len(self.photos_of) < 2:
+            raise InputError(f"Of the {len(photos_of)} people for {part}, {len(self.photos_of)} have two photos: "
+                             "too few to learn from; prepare more data.")
+
+
+class Course:
+    """A training on its way: model, optimiser, memory and counters. Saved whole, it goes on as if never stopped."""
+
+    SAVED = ("epoch", "step", "seconds", "plan", "memory", "memory_epoch", "best_accuracy", "best_epoch",
+             "best_weights", "history", "losses", "right", "anchors")  # fmt: skip
+
+    def __init__(self, people: Part, settings: Settings, device: torch.device):
+        self.settings, self.people, self.device = settings, people, device
+        training.seed_everything(settings.seed)
+        self.model = Recogniser(normalised=not settings.reference).to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.memory = torch.zeros(len(people.images), EMBEDDING_SIZE, device=device)  # latest embedding of each image
+        self.memory_epoch = torch.zeros(len(people.images), dtype=torch.int64, device=device)  # when it was made
+        self.epoch, self.step, self.seconds = 1, 0, 0.0  # what is to be done next, and the time it took so far
+        self.plan: list[Tensor] = []  # the batches of the present epoch
+        self.best_accuracy, self.best_epoch, self.best_weights = -1.0, 0, {}
+        self.history: list[dict] = []
+        self.losses, self.right, self.anchors = 0.0, 0, 0  # sums over the present epoch
+
+    def save(self, path: Path) -> None:
+        state = {name: getattr(self, name) for name in self.SAVED} | {"settings": repr(self.settings)}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        training.save_checkpoint(path, state)
+
+    def load(self, path: Path) -> None:
+        state = training.load_checkpoint(path, self.device)
+        if state["settings"] != repr(self.settings) or state["memory"].shape != self.memory.shape:
+            raise InputError(f"{path} is of a training with other settings or data: use the same, or drop --resume.")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.SAVED:
+            setattr(self, name, state[name])
+
+    def remember(self, rows: Tensor, embeddings: Tensor) -> None:
+        self.memory[rows] = embeddings.detach()
+        self.memory_epoch[rows] = self.epoch
+
+
+def plan_epoch(course: Course, mine: bool) -> list[Tensor]:
+    """Batches of rows (B,): every person with two photos comes once, with `images_per_person` random photos at most.
+
+    People come in random order, or in groups of look-alikes. The reference comes to each person twice and takes
+    all photos in random pairs: (A, 2), anchors and positives.
+    """
+    settings, photos_of = course.settings, list(course.people.photos_of.values())
+    random = np.random.default_rng([settings.seed, course.epoch])
+    if settings.reference:
+        return plan_pairs(photos_of, settings.batch_size // (2 + NEGATIVES), random)
+    photos = [random.permutation(rows)[: settings.images_per_person] for rows in photos_of]
+    order = group_look_alikes(course, photos, random) if mine else random.permutation(len(photos))
+    batch_of_person = np.cumsum([len(photos[i]) for i in order]) // settings.batch_size
+    people_of_batch = np.split(order, np.flatnonzero(np.diff(batch_of_person)) + 1)
+    return [torch.from_numpy(np.concatenate([photos[i] for i in batch])) for batch in people_of_batch]
+
+
+def plan_pairs(photos_of: list[np.ndarray], size: int, random: np.random.Generator) -> list[Tensor]:
+    """Twice each person's photos in random pairs (anchor, positive), all pairs shuffled: batches (size, 2)."""
+    photos = [random.permutation(rows)[: len(rows) // 2 * 2] for rows in photos_of for _ in range(2)]
+    pairs = random.permutation(np.concatenate([rows.reshape(-1, 2) for rows in photos]))
+    return list(torch.from_numpy(pairs).split(max(1, size)))
+
+
+def group_look_alikes(course: Course, photos: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
+    """An order of the people, numbers into `photos`, in which each is followed by up to 7 mined look-alikes."""
+    recent = torch.nonzero(course.memory_epoch >= course.epoch - 1).flatten()  # older embeddings are stale
+    people, memory = course.people.people, course.memory
+    number_of = {int(people[rows[0]]): number for number, rows in enumerate(photos)}
+    left, groups = set(range(len(photos))), []
+    for block in torch.from_numpy(random.permutation(len(photos))).split(256):
+        anchors = torch.tensor([photos[i][0] for i in block.tolist()], device=memory.device)
+        mined = mine_negatives(memory[recent], people[recent], memory[anchors], people[anchors], count=64)
+        for person, neighbours in zip(block.tolist(), people[recent[mined]].tolist()):
+            if person in left:
+                numbers = dict.fromkeys(number_of[neighbour] for neighbour in neighbours)  # once each, nearest first
+                group = [person] + [number for number in numbers if number in left][:MINED_NEGATIVES]
+                groups.append(group)
+                left -= set(group)
+    return np.concatenate([groups[i] for i in random.permutation(len(groups))])
+
+
+def reference_step(course: Course, pairs: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """pairs (A, 2) of anchor and positive -> the triplet loss, and which anchors are right (A,)."""
+    people, memory = course.people.people, course.memory
+    anchors, positives = pairs.T  # rows (A,), (A,)
+    mined = mine_negatives(memory, people, memory[anchors], people[anchors], MINED_NEGATIVES)  # (A, 7)
+    strangers = random_strangers(people, anchors, NEGATIVES, random)  # (A, 10)
+    negatives = torch.cat([mined, strangers[:, mined.shape[1] :]], dim=1)  # (A, 10)
+
+    rows, place = torch.cat([anchors, positives, negatives.flatten()]).unique(return_inverse=True)
+    embeddings = course.model(unvaried(course.people.images[rows]))  # each image once
+    course.remember(rows, embeddings)
+    a, b, c = embeddings[place].split([len(pairs), len(pairs), negatives.numel()])
+    loss = triplet_loss(a, b, c.view(*negatives.shape, -1), course.settings.margin)
+    with torch.no_grad():
+        to_strangers = (memory[anchors][:, None] - memory[strangers]).square().sum(2)  # (A, 10)
+        return loss, (a - b).square().sum(1) < to_strangers.amin(1)
+
+
+def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.random.Generator) -> Tensor:
+    """Rows (A, count) of random images, none of the anchor's person."""
+    chosen = torch.empty(len(anchors), count, dtype=torch.int64, device=people.device)
+    wrong = torch.ones_like(chosen, dtype=torch.bool)
+    while wrong.any():
+        again = random.integers(0, len(people), int(wrong.sum()))
+        chosen[wrong] = torch.from_numpy(again).to(people.device)
+        wrong = people[chosen] == people[anchors][:, None]
+    return chosen
+
+
+def smooth_step(course: Course, rows: Tensor, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """rows (B,) of images -> the smooth triplet loss, and which anchors are right (B,)."""
+    people = course.people.people[rows]  # (B,)
+    embeddings = course.model(augment(course.people.images[rows], size, random))  # (B, 32)
+    course.remember(rows, embeddings)
+    loss = smooth_triplet_loss(embeddings, people, course.settings.scale, course.settings.margin)
+    return loss, one_of_eleven_in_batch(embeddings.detach(), people, random)
+
+
+def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Generator) -> Tensor:
+    """Which of the images (B,) are nearer to an image of their person than to 10 random strangers of the batch."""
+    distances = torch.cdist(embeddings, embeddings)  # (B, B)
+    same = people[:, None] == people
+    lots = torch.rand(distances.shape, generator=random).to(people.device)
+    positive = (lots + 2 * same - 9 * torch.eye(len(people), device=people.device)).argmax(1, keepdim=True)  # (B, 1)
+    strangers = (lots - 2 * same).topk(min(NEGATIVES, len(people) - int(same.sum(1).max()))).indices
+    return (distances.gather(1, positive) < distances.gather(1, strangers)).all(1)
+
+
+def embed(model: Recogniser, images: np.ndarray | Tensor, size: int = IMAGE_SIZE, precision: str = "auto") -> Tensor:
+    """Packed crops (N, 1, 80, 80) uint8 -> embeddings (N, 32) float32 on the model's device, 256 at a time."""
+    device = next(model.parameters()).device
+    embeddings = [torch.empty(0, EMBEDDING_SIZE, device=device)]
+    with training.evaluating(model), training.autocast(device, precision):
+        for start in range(0, len(images), 256):
+            block = torch.as_tensor(images[start : start + 256]).to(device)
+            embeddings.append(model(unvaried(block, size)))
+    return torch.cat(embeddings)
+
+
+# ---------------------------------------------------------------- the course of a training
+
+
+def image_size(settings: Settings, done: float) -> int:
+    """Small faces first, which is faster; full size at the end. `done` is the part of the training, 0..1."""
+    return next(size for until, size in settings.sizes if done < until)
+
+
+def learning_rate(settings: Settings, done: float) -> float:
+    """Constant for the reference; else up in the first 5 %, then down a half cosine to 1 %."""
+    if settings.reference:
+        return settings.learning_rate
+    return settings.learning_rate * min(1.0, done / 0.05 + 0.02) * (0.505 + 0.495 * math.cos(math.pi * done))
+
+
+def train_step(course: Course, batch: Tensor, done: float, precision: str) -> None:
+    """One batch, from rows to changed weights."""
+    settings = course.settings
+    numpy_random, torch_random = training.step_generators(settings.seed, course.epoch, course.step)
+    course.model.train()
+    with training.autocast(course.device, precision):
+        if settings.reference:
+            loss, right = reference_step(course, batch, numpy_random)
+        else:
+            loss, right = smooth_step(course, batch, image_size(settings, done), torch_random)
+    course.losses += training.check_finite(loss, f"epoch {course.epoch}, step {course.step}")
+    course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
+    for group in course.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, done)
+    course.optimizer.zero_grad()
+    loss.backward()
+    course.optimizer.step()
+    course.step += 1
+
+
+def finish_epoch(course: Course, validation: Part, done: float, precision: str) -> None:
+    """Measures the validation people, keeps the weights if they are the best, prints and records the epoch."""
+    size = image_size(course.settings, min(done, 0.9999))
+    accuracy = one_of_eleven(course.model, validation, size, precision)
+    if size == IMAGE_SIZE and accuracy > course.best_accuracy:
+        course.best_accuracy, course.best_epoch = accuracy, course.epoch
+        course.best_weights = {name: value.clone() for name, value in course.model.state_dict().items()}
+    course.history.append({
+        "epoch": course.epoch,
+        "loss": round(course.losses / max(1, course.step), 4),
+        "train_accuracy": round(course.right / max(1, course.anchors), 4),
+        "validation_accuracy": round(accuracy, 4),
+        "image_size": size,
+        "learning_rate": float(f"{learning_rate(course.settings, done):.3g}"),
+        "minutes": round(course.seconds / 60, 2),
+    })
+    print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in course.history[-1].items()), flush=True)
+    course.epoch, course.step = course.epoch + 1, 0
+    course.losses, course.right, course.anchors = 0.0, 0, 0
+
+
+def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: torch.device, precision: str = "auto",
+          minutes: float | None = None, resume: bool = False, dry_run: bool = False) -> Course:
+    """Trains on the train people; the best weights by the accuracy on validation people are in the result.
+
+    Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training,
+    with its falling learning rate, into that time. A dry run takes two steps an epoch. After Ctrl-C all is saved
+    and KeyboardInterrupt raised. InputError when the loss is not finite or the checkpoint does not fit.
+    """
+    course = Course(Part(faces, "train", device), settings, device)
+    validation = Part(faces, "validation", device)
+    if resume:
+        course.load(folder / "checkpoint.pt")
+    elif settings.reference:  # its first mining needs the embeddings of all
+        everything = torch.arange(len(course.memory), device=device)
+        course.remember(everything, embed(course.model, course.people.images, precision=precision))
+    clock, done = time.monotonic() - course.seconds, 0.0
+    with training.Interruption() as interruption:
+        while course.epoch <= settings.epochs and done < 1 and not out_of_patience(course):
+            if course.step == 0:
+                course.plan = plan_epoch(course, mine=done > settings.mine_from)[: 2 if dry_run else None]
+            for batch in tqdm(course.plan[course.step :], f"epoch {course.epoch}", leave=False, disable=None):
+                done = (course.epoch - 1 + course.step / len(course.plan)) / settings.epochs
+                done = min(1.0, max(done, course.seconds / 60 / minutes)) if minutes else done
+                if done == 1:
+                    break
+                train_step(course, batch.to(device), done, precision)
+                course.seconds = time.monotonic() - clock
+                if interruption.requested:
+                    course.save(folder / "checkpoint.pt")
+                    raise KeyboardInterrupt
+            finish_epoch(course, validation, done, precision)
+            course.save(folder / "checkpoint.pt")
+            training.write_history(folder / "history.csv", course.history)
+            charts.history_chart(course.history, folder / "history.png")
+    course.model.load_state_dict(course.best_weights or course.model.state_dict())
+    return course
+
+
+def out_of_patience(course: Course) -> bool:
+    """Whether no validation accuracy has come within 1 % of the best for 20 epochs."""
+    good = [row["epoch"] for row in course.history if row["validation_accuracy"] >= course.best_accuracy - 0.01]
+    return bool(good) and course.history[-1]["epoch"] - good[-1] >= PATIENCE
+
+
+def one_of_eleven(model: Recogniser, people: Part, size: int = IMAGE_SIZE, precision: str = "auto") -> float:
+    """Share of images nearer to another one of their person than to ten strangers; four photos a person at most."""
+    rows = np.concatenate([photos[:4] for photos in people.photos_of.values()])
+    embeddings = embed(model, people.images[rows], size, precision)
+    right, _ = metrics.one_of_eleven(embeddings.cpu().numpy(), people.people[rows].cpu().numpy(),
+                                     np.random.default_rng(0))
+    return float(right.mean())
+
+
+# ---------------------------------------------------------------- verifier
+
+
+class Verifier(nn.Module):
+    """Do two faces show one person? Embeddings (..., 32), (..., 32) -> scores (...) in 0..1.
+
+    A linear layer over the squared differences: it learns which of the 32 numbers to trust.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(EMBEDDING_SIZE, 1)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.sigmoid(self.linear((first - second).square())).squeeze(-1)
+
+
+def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int = 0) -> Verifier:
+    """Trains on frozen embeddings (N, 32): the mean squared error of same pairs plus that of different pairs.
+
+    Each person comes twice an epoch with all photos in random pairs, and each pair with ten random strangers.
+    """
+    training.seed_everything(seed)
+    verifier = Verifier().to(embeddings.device)
+    optimizer = torch.optim.Adam(verifier.parameters(), lr=0.01)
+    for epoch in tqdm(range(epochs), "verifier", leave=False, disable=None):
+        random = np.random.default_rng([seed, epoch])
+        for pairs in plan_pairs(list(part.photos_of.values()), 400, random):
+            anchors, positives = pairs.to(embeddings.device).T  # (A,), (A,)
+            strangers = random_strangers(part.people, anchors, NEGATIVES, random)  # (A, 10)
+            same = verifier(embeddings[anchors], embeddings[positives])  # (A,)
+            different = verifier(embeddings[anchors][:, None], embeddings[strangers])  # (A, 10)
+            loss = (1 - same).square().mean() + different.square().mean()
+            training.check_finite(loss, f"epoch {epoch + 1} of the verifier")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return verifier
+
+
+@torch.inference_mode()
+def score_pairs(verifier: Verifier, embeddings: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The verifier's scores (P,) of pairs of rows (P,), (P,) of embeddings (N, 32)."""
+    blocks = zip(np.array_split(first, len(first) // 100_000 + 1), np.array_split(second, len(second) // 100_000 + 1))
+    return np.concatenate([verifier(embeddings[a], embeddings[b]).double().cpu().numpy() for a, b in blocks])
+
+
+def sampled_pairs(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At most ten same pairs of each person, and as many pairs of two people: rows (P,), (P,) and same (P,)."""
+    return metrics.sample_pairs(part.people.cpu().numpy(), np.random.default_rng(0), per_person=10)
+
+
+def all_strangers(part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Every two people of the part once, with a random photo of each: rows (Q,), (Q,)."""
+    shuffled = np.random.default_rng(0).permutation(len(part.people))
+    one_of_each = shuffled[np.unique(part.people.cpu().numpy()[shuffled], return_index=True)[1]]
+    first, second = np.triu_indices(len(one_of_each), k=1)
+    return one_of_each[first], one_of_each[second]
+
+
+def center_at_half(verifier: Verifier, embeddings: Tensor, part: Part) -> None:
+    """Shifts the scores so that 0.5 parts same from different pairs best among people who were not trained on.
+
+    Trained people lie closer together than new ones, so a verifier that has seen only them is too strict.
+    """
+    first, second, same = sampled_pairs(part)
+    threshold = metrics.best_threshold(score_pairs(verifier, embeddings, first, second), same)
+    with torch.no_grad():
+        verifier.linear.bias -= math.log(threshold / (1 - threshold))
+
+
+def choose_thresholds(verifier: Verifier, embeddings: Tensor, part: Part) -> dict[str, float]:
+    """For each false-accept rate the lowest score that no larger share of all pairs of two people reaches."""
+    first, second = all_strangers(part)
+    scores = score_pairs(verifier, embeddings, first, second)
+    return {str(far): metrics.threshold_at_far(scores, np.zeros(len(scores), bool), far) for far in FALSE_ACCEPT_RATES}
+
+
+# ---------------------------------------------------------------- weights, and their use from Python
+
+
+def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measured: dict) -> None:
+    """Writes the weights, and all that is needed to load them and to know where they come from."""
+    about_data = {name: faces.summary[name] for name in ("people", "images", "sources", "splits", "split_digest")}
+    training.save_weights(path, course.model, {
+        "architecture": ARCHITECTURE,
+        "normalised": course.model.normalised,
+        "crop": {"size": IMAGE_SIZE, "color": False, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]},
+        "data": about_data,
+        "settings": asdict(course.settings),
+        "epoch": course.best_epoch,
+        "minutes": round(course.seconds / 60, 1),
+        "measured": measured,
+    })  # fmt: skip
+
+
+def load_recogniser(path: str | Path = RECOGNISER, device: str = "auto") -> Recogniser:
+    """A trained recogniser, ready to embed photos; `.metadata` says how it was made and what it measured."""
+    tensors, metadata = training.read_weights(path, ARCHITECTURE)
+    model = Recogniser(metadata["normalised"])
+    training.load_tensors(model, tensors, path)
+    model.metadata = metadata
+    return model.to(training.choose_device(device), memory_format=torch.channels_last).eval()
+
+
+def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier:
+    """A trained verifier; `.thresholds` maps the false-accept rates "0.1", "0.01", "0.001" to scores."""
+    tensors, metadata = training.read_weights(path, "linear-32")
+    verifier = Verifier()
+    training.load_tensors(verifier, tensors, path)
+    verifier.metadata, verifier.thresholds = metadata, metadata["thresholds"]
+    return verifier.to(training.choose_device(device)).eval()
+
+
+def embed_photos(model: Recogniser, photos: Sequence, crop_fraction: float = 1.0) -> Tensor:
+    """Photos of cropped faces (paths, PIL images or uint8 arrays) -> embeddings (N, 32).
+
+    The face must fill the picture as `prepare` shows it; `crop_fraction` keeps the centre of each photo.
+    InputError names the first photo that cannot be read.
+    """
+    crops = [face_pixels(photo, IMAGE_SIZE, crop_fraction) for photo in photos]
+    return embed(model, np.stack(crops) if crops else np.empty((0, 1, IMAGE_SIZE, IMAGE_SIZE), np.uint8))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure(verifier: Verifier, embeddings: Tensor, part: Part) -> tuple[dict, np.ndarray, np.ndarray]:
+    """All metrics of people who were not trained on, with 95 % intervals; also the pairs' scores and same (P,)."""
+    vectors, people, random = embeddings.cpu().numpy(), part.people.cpu().numpy(), np.random.default_rng(0)
+    first, second, same = sampled_pairs(part)
+    scores = score_pairs(verifier, embeddings, first, second)
+    folds = random.permutation(len(scores)) % 10
+    report = metrics.verification_report(scores, same, people[first], people[second], folds, random)
+
+    queries = metrics.retrieval_per_query(vectors, people)
+    right, anchor_people = metrics.one_of_eleven(vectors, people, random)
+    each = {name: (queries[name], queries["people"]) for name in ("recall_at_1", "r_precision", "map_at_r")}
+    for name, (values, whose) in {"one_of_eleven": (right, anchor_people), **each}.items():
+        report[name] = float(np.mean(values))
+        report[f"{name}_interval"] = list(metrics.people_interval(values, whose, random))
+    return report | {"people": len(np.unique(people)), "images": len(people), "pairs": len(same)}, scores, same
+
+
+def measure_lfw(model: Recogniser, verifier: Verifier, folder: Path, pairs_file: Path, crop_fraction: float
+                ) -> tuple[dict, np.ndarray, np.ndarray]:  # fmt: skip
+    """The protocol of Labeled Faces in the Wild (Huang et al. 2007): ten folds of same and different pairs.
+
+    Photos are folder/name/name_0001.jpg (or .png, .webp, .jpeg). Pairs with a photo that is missing or cannot be
+    read are named, counted and left out.
+    """
+    pairs, crops, unreadable = metrics.read_lfw_pairs(pairs_file), {}, {}
+    photos = sorted({pair[i : i + 2] for pair in pairs for i in (0, 2)})  # (name, number)
+    for photo in tqdm(photos, "reading", leave=False, disable=None):
+        try:
+            crops[photo] = face_pixels(lfw_photo(folder, *photo), IMAGE_SIZE, crop_fraction)
+        except InputError as error:
+            unreadable[photo] = str(error)
+            print(f"skipped: {error}", file=sys.stderr)
+    usable = [pair for pair in pairs if pair[:2] in crops and pair[2:4] in crops]
+    if len({pair[4] for pair in usable}) < 2:
+        raise InputError(f"Below {folder} there are too few photos of {pairs_file}: give the folder of the people.")
+    row = {photo: number for number, photo in enumerate(crops)}
+    embeddings = embed(model, np.stack(list(crops.values())))
+    first, second = (np.array([row[pair[i : i + 2]] for pair in usable]) for i in (0, 2))
+    same, folds = np.array([pair[4] for pair in usable]), np.array([pair[5] for pair in usable])
+    names = [np.array([pair[i] for pair in usable]) for i in (0, 2)]
+    scores = score_pairs(verifier, embeddings, first, second)
+    report = metrics.verification_report(scores, same, *names, folds, np.random.default_rng(0))
+    if len(np.unique(folds)) > 1:
+        report["standard_error"] = metrics.ten_fold_accuracy(scores, same, folds)[1]
+    counts = {"people": len(np.unique(names)), "images": len(row), "pairs": len(same)}
+    return report | counts | {"pairs_skipped": len(pairs) - len(usable)}, scores, same
+
+
+def lfw_photo(folder: Path, name: str, number: int) -> Path:
+    """folder/name/name_0001 with the suffix that is there."""
+    path = folder / name / f"{name}_{number:04d}.jpg"
+    others = (path.with_suffix(suffix) for suffix in (".png", ".webp", ".jpeg", ".JPG"))
+    return path if path.exists() else next((other for other in others if other.exists()), path)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def command_download(args: argparse.Namespace) -> int:
+    for name in datasets.KNOWN if args.name == "all" else [args.name]:
+        print(f"{name}: {datasets.download(name)}")
+    return 0
+
+
+def command_prepare(args: argparse.Namespace) -> int:
+    if args.data:
+        photos = [photo for root in args.data for photo in datasets.folder_of_folders(root, args.center_crop)]
+    else:
+        photos = datasets.find_known() if args.drawn_people is None else []
+    if not photos:
+        people = args.drawn_people or 500
+        print(f"{'' if args.drawn_people else 'There is no data set under dataset/: '}drawing {people} people.")
+        drawn = args.prepared / "drawn_faces"
+        synthetic.write_faces(drawn, people, PICTURES_PER_DRAWN_PERSON, args.seed)
+        photos = datasets.folder_of_folders(drawn)
+    summary = datasets.pack_faces(photos, args.prepared, IMAGE_SIZE, seed=args.seed, max_pixels=args.max_pixels)
+    for source, counts in summary["sources"].items():
+        print(f"{source}: {counts['images']} images of {counts['people']} people")
+    for skipped in summary["skipped"][:10]:
+        print(f"skipped {skipped['file']}: {skipped['why']}")
+    if summary["skipped"][10:]:
+        print(f"skipped {len(summary['skipped']) - 10} more, see {args.prepared / 'skipped.csv'}")
+    parts = ", ".join(f"{counts['people']} people for {name}" for name, counts in summary["splits"].items())
+    print(f"{summary['images']} images of {summary['people']} people, {summary['people_with_one_image']} of them with "
+          f"one image; {len(summary['skipped'])} files skipped; {parts}.")  # fmt: skip
+    print(f"What the model will see: {args.prepared}/contact_sheet_*.png")
+    return 0
+
+
+def command_train(args: argparse.Namespace) -> int:
+    faces = datasets.load_faces(args.prepared)
+    settings = REFERENCE if args.reference else Settings()
+    chosen = ((name, getattr(args, name)) for name in ("epochs", "batch_size", "learning_rate", "seed"))
+    settings = replace(settings, **{name: value for name, value in chosen if value is not None})
+    if args.dry_run:
+        settings = replace(settings, epochs=2, sizes=REFERENCE.sizes)
+    folder = args.prepared / ("dry_run" if args.dry_run else "reference" if args.reference else "training")
+    device = training.choose_device(args.device)
+    print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} images "
+          f"to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
+    try:
+        course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run)
+    except KeyboardInterrupt:
+        again = [word for word in sys.argv if word != "--resume"]
+        print(f"\nStopped and saved. To go on: python3 {' '.join(again)} --resume")
+        return 130
+    accuracy = one_of_eleven(course.model, Part(faces, "test", device), precision=args.precision)
+    measured = {"one_of_eleven_validation": round(course.best_accuracy, 4), "one_of_eleven_test": round(accuracy, 4)}
+    weights = folder / "recognition.safetensors" if args.dry_run else args.recogniser
+    save_recogniser(weights, course, faces, measured)
+    print(f"Nearer to their own person than to ten strangers: {accuracy:.1%} of the faces of test people "
+          f"(best epoch: {course.best_epoch}).\nWeights: {weights}; history: {folder / 'history.png'}")  # fmt: skip
+    return 0
+
+
+def command_train_verify(args: argparse.Namespace) -> int:
+    faces, device = datasets.load_faces(args.prepared), training.choose_device(args.device)
+    model = load_recogniser(args.recogniser, args.device)
+    note_other_split(model, faces)
+    parts = {name: Part(faces, name, device) for name in datasets.SPLITS}
+    embeddings = {name: embed(model, part.images, precision=args.precision) for name, part in parts.items()}
+    verifier = train_verifier(embeddings["train"], parts["train"], args.epochs, args.seed)
+    center_at_half(verifier, embeddings["validation"], parts["validation"])
+    thresholds = choose_thresholds(verifier, embeddings["validation"], parts["validation"])
+
+    test, part = embeddings["test"], parts["test"]
+    first, second, same = sampled_pairs(part)
+    scores = score_pairs(verifier, test, first, second)
+    accuracy = metrics.balanced_accuracy(scores, same)
+    strangers = score_pairs(verifier, test, *all_strangers(part))
+    print(f"Test people: {accuracy:.1%} of {len(same)} pairs right at score 0.5 (mean of same and different pairs).")
+    for far, threshold in thresholds.items():
+        print(f"A false-accept rate of {float(far):.1%} was asked for: score {threshold:.3f}; on test people "
+              f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
+              f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
+    training.save_weights(args.verifier, verifier, {
+        "architecture": "linear-32", "thresholds": thresholds, "seed": args.seed,
+        "data": model.metadata["data"], "recogniser_digest": training.digest(args.recogniser),
+        "measured": {"balanced_accuracy_test": round(accuracy, 4)},
+    })  # fmt: skip
+    print(f"Weights: {args.verifier}")
+    return 0
+
+
+def command_evaluate(args: argparse.Namespace) -> int:
+    model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
+    if args.pairs or args.images:
+        if not (args.pairs and args.images):
+            raise InputError("--images DIR and --pairs FILE go together: give both, or neither for the saved split.")
+        report, scores, same = measure_lfw(model, verifier, args.images, args.pairs, args.center_crop)
+    else:
+        faces = datasets.load_faces(args.prepared)
+        note_other_split(model, faces)
+        part = Part(faces, "test", training.choose_device(args.device))
+        report, scores, same = measure(verifier, embed(model, part.images, precision=args.precision), part)
+    far, tar, _ = metrics.roc_curve(scores, same)
+    charts.roc_chart(far, tar, args.charts / "roc.png", report["roc_auc"], report["eer"])
+    lines = {f"FAR {float(far):.1%}": threshold for far, threshold in verifier.thresholds.items()}
+    charts.score_histogram(scores, same, lines, args.charts / "scores.png")
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+        print(f"Charts: {args.charts / 'roc.png'}, {args.charts / 'scores.png'}")
+    return 0
+
+
+def print_report(report: dict) -> None:
+    """One line a metric with its interval; then how many people, images and pairs they are measured on."""
+    for name, value in report.items():
+        if f"{name}_interval" in report or name == "standard_error":
+            low, high = report.get(f"{name}_interval") or (None, None)
+            interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
+            print(f"{name:18} {'too few pairs' if value is None else f'{value:.4f}'}{interval}")
+    counts = ", ".join(f"{report[name]} {name}" for name in ("people", "images", "pairs"))
+    print(f"{counts}; in brackets 95 % intervals, by resampling people")
+
+
+def command_compare(args: argparse.Namespace) -> int:
+    model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
+    first, second = embed_photos(model, [args.first, args.second], args.center_crop)
+    with torch.inference_mode():
+        score = float(verifier(first, second))
+    threshold = verifier.thresholds[args.far]
+    same = score >= threshold
+    print(f"{'same person' if same else 'different people'}: score {score:.3f}, distance {(first - second).norm():.3f} "
+          f"(same from {threshold:.3f} on, which {float(args.far):.1%} of strangers reach)")  # fmt: skip
+    return 0 if same else 1
+
+
+def load_matching_verifier(args: argparse.Namespace) -> Verifier:
+    """InputError when the verifier was trained on the embeddings of another recogniser."""
+    verifier = load_verifier(args.verifier, args.device)
+    if verifier.metadata["recogniser_digest"] != training.digest(args.recogniser):
+        raise InputError(f"{args.verifier} does not belong to {args.recogniser}: run train-verify.")
+    return verifier
+
+
+def note_other_split(model: Recogniser, faces: datasets.FaceSet) -> None:
+    if model.metadata["data"]["split_digest"] != faces.summary["split_digest"]:
+        print("Note: the recogniser was trained on another set of people. If some of them are among these test people, "
+              "the numbers are too good.", file=sys.stderr)  # fmt: skip
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    option = argparse.ArgumentParser(add_help=False)
+    option.add_argument("--prepared", type=Path, default=PREPARED, metavar="DIR", help=f"prepared faces [{PREPARED}]")
+    option.add_argument("--seed", type=int, default=0, help="of all random choices [0]")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--recogniser", type=Path, default=RECOGNISER, metavar="FILE", help=f"[{RECOGNISER}]")
+    model.add_argument("--verifier", type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]")
+    model.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="[auto: a GPU if present]")
+    model.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"],
+                       help="[auto: bfloat16 where it is fast]")  # fmt: skip
+    crop = argparse.ArgumentParser(add_help=False)
+    crop.add_argument("--center-crop", type=float, default=1.0, metavar="PART", help="keep this part of a photo [1]")
+
+    def command(name: str, run: Callable, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about, parents=parents)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("download", command_download, "Get a public data set into dataset/.")
+    sub.add_argument("name", choices=[*datasets.KNOWN, "all"])
+
+    sub = command("prepare", command_prepare, "Find photos, cut them to faces, split the people.", option, crop)
+    sub.add_argument("--data", type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg; may be repeated "
+                     "[the sets under dataset/, else drawn faces]")  # fmt: skip
+    sub.add_argument("--drawn-people", type=positive, metavar="N", help="draw this many people instead")
+    sub.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, help=f"skip larger photos [{MAX_PIXELS}]")
+
+    sub = command("train", command_train, "Train the recogniser.", option, model)
+    sub.add_argument("--reference", action="store_true", help="exactly the reference method, without additions")
+    sub.add_argument("--epochs", type=positive, help=f"at most [{Settings.epochs}; reference {REFERENCE.epochs}]")
+    sub.add_argument("--batch-size", type=positive, help=f"images a step [{Settings.batch_size}]")
+    sub.add_argument("--learning-rate", type=float, help=f"[{Settings.learning_rate}]")
+    sub.add_argument("--time-limit", type=float, metavar="MINUTES", help="fit the training into this time")
+    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    sub.add_argument("--dry-run", action="store_true", help="two steps an epoch, two epochs; touches no weights")
+
+    sub = command("train-verify", command_train_verify, "Train the verifier, choose its thresholds.", option, model)
+    sub.add_argument("--epochs", type=positive, default=20, help="[20]")
+
+    sub = command("evaluate", command_evaluate, "Measure on test people, or by the LFW protocol.", option, model, crop)
+    sub.add_argument("--images", type=Path, metavar="DIR", help="DIR/name/name_0001.jpg, for --pairs")
+    sub.add_argument("--pairs", type=Path, metavar="FILE", help="pairs.txt of LFW")
+    sub.add_argument("--charts", type=Path, default=Path("data/evaluation"), metavar="DIR", help="[data/evaluation]")
+    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    sub = command("compare", command_compare, "Do two face crops show one person? Exits with 0 or 1.", model, crop)
+    sub.add_argument("first", type=Path)
+    sub.add_argument("second", type=Path)
+    sub.add_argument("--far", default="0.01", choices=[str(far) for far in FALSE_ACCEPT_RATES],
+                     help="share of strangers that may be taken for one person [0.01]")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where it can.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What more than one of the scripts needs, and the alternatives one can choose."""
