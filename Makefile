@@ -2,17 +2,18 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 DEMO = data/demo
-DEMO_WEIGHTS = --recogniser $(DEMO)/recognition.safetensors --verifier $(DEMO)/verification.safetensors
+RECOGNISER = --recogniser $(DEMO)/recognition.safetensors
+WEIGHTS = $(RECOGNISER) --verifier $(DEMO)/verification.safetensors
 
 .PHONY: demo test lint clean
 
 demo: .venv/installed
 	$(RUN) face_recognition.py prepare --drawn-people 600 --prepared $(DEMO)
-	$(RUN) face_recognition.py train --prepared $(DEMO) $(DEMO_WEIGHTS) --time-limit 2
-	$(RUN) face_recognition.py train-verify --prepared $(DEMO) $(DEMO_WEIGHTS)
-	$(RUN) face_recognition.py evaluate --prepared $(DEMO) $(DEMO_WEIGHTS) --charts $(DEMO)
-	$(RUN) face_recognition.py compare $(DEMO_WEIGHTS) $(DEMO)/drawn_faces/person_00001/0001.jpg $(DEMO)/drawn_faces/person_00001/0002.jpg || test $$? -eq 1
-	$(RUN) face_recognition.py compare $(DEMO_WEIGHTS) $(DEMO)/drawn_faces/person_00001/0001.jpg $(DEMO)/drawn_faces/person_00002/0001.jpg || test $$? -eq 1
+	$(RUN) face_recognition.py train --prepared $(DEMO) $(RECOGNISER) --time-limit 2
+	$(RUN) face_recognition.py train-verify --prepared $(DEMO) $(WEIGHTS)
+	$(RUN) face_recognition.py evaluate --prepared $(DEMO) $(WEIGHTS) --charts $(DEMO)
+	$(RUN) face_recognition.py compare $(WEIGHTS) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00011/0002.jpg || test $$? -eq 1
+	$(RUN) face_recognition.py compare $(WEIGHTS) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00021/0001.jpg || test $$? -eq 1
 
 test: .venv/installed-dev
 	$(RUN) -m pytest

@@ -51,10 +51,9 @@ def roc_chart(far: np.ndarray, tar: np.ndarray, path: str | Path, auc: float, ee
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_formatter(_percent)
-    axes.set_title("Verification of pairs")
     axes.set_xlabel("different-person pairs accepted (FAR)")
     axes.set_ylabel("same-person pairs accepted (TAR)")
-    axes.legend()
+    _title_and_legend(axes, "Verification of pairs")
     _save(figure, path)
 
 
@@ -90,10 +89,9 @@ def score_histogram(
             color=GREY,
         )
     axes.yaxis.set_major_formatter(_percent)
-    axes.set_title("Scores of pairs")
     axes.set_xlabel("score (higher: more alike)")
     axes.set_ylabel("share of the pairs of its kind")
-    axes.legend()
+    _title_and_legend(axes, "Scores of pairs")
     _save(figure, path)
 
 
@@ -145,6 +143,12 @@ def _figure(width: float, panels: int) -> tuple[Figure, list[Axes]]:
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
     return figure, axes_list
+
+
+def _title_and_legend(axes: Axes, title: str) -> None:
+    """Both above the panel, left and right, where no curve can be hidden."""
+    axes.set_title(title, loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize="small")
 
 
 def _percent(share: float, _position: int | None = None) -> str:

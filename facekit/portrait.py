@@ -73,7 +73,7 @@ def _seen(person: Person, now: Circumstances, points: np.ndarray) -> np.ndarray:
     """Points of the face, (n, 3): x, y, how far off its surface -> where they are seen: u, v, (n, 2)."""
     x, y, off = points.T
     v = y = y + person.lopsided * x
-    for _ in range(3):  # depth depends on the height at which it is seen, and that on depth
+    for _ in range(2):  # depth depends on the height at which it is seen, and that on depth
         width, depth = _profile(person, now, v - _nod(now, v))
         z = depth * np.sqrt(np.maximum(1 - (x / np.maximum(width, 1e-3)) ** 2, 0)) + off
         v = y * math.cos(now.pitch) + z * math.sin(now.pitch)
@@ -132,10 +132,10 @@ class _Canvas:
 
     def paint(self, cover: np.ndarray, colour) -> None:
         """Blends a colour, (3,) or (3, H, W), over the picture where cover (H, W) is above 0."""
-        rows = np.flatnonzero(cover.any(1))
-        if not len(rows):
+        painted = cover.any(1).nonzero()[0]
+        if not len(painted):
             return
-        rows = slice(rows[0], rows[-1] + 1)  # the rest of the picture stays as it is
+        rows = slice(painted[0], painted[-1] + 1)  # the rest of the picture stays as it is
         colour = np.asarray(colour, np.float32)
         colour = colour[:, rows] if colour.ndim == 3 else colour[:, None, None]
         self.image[:, rows] += cover[rows] * (colour - self.image[:, rows])
@@ -152,7 +152,8 @@ def _coloured(colour: tuple[float, float, float], light: np.ndarray) -> np.ndarr
 
 def _bump(x, y, center_x: float, center_y: float, radius_x: float, radius_y: float) -> np.ndarray:
     """1 in the middle of an ellipse, 0 at its rim and beyond, smooth in between."""
-    return np.maximum(1 - ((x - center_x) / radius_x) ** 2 - ((y - center_y) / radius_y) ** 2, 0) ** 2
+    dx, dy = (x - center_x) * (1 / radius_x), (y - center_y) * (1 / radius_y)
+    return np.square(np.maximum(1 - dx * dx - dy * dy, 0))
 
 
 # Drawing a person, from back to front ----------------------------------------------------------------------
@@ -198,12 +199,14 @@ def paint_person(
     if min(head.u.shape) < 2:
         return  # out of the picture
     texture = _texture(person.seed, person.identity)
-    hair = _hair_colours(canvas, person, now, texture)
-    _back_hair(canvas, person, now, hair)
+    hair = _hair_colours(canvas, person, now, texture) if person.hair_length else None
+    if hair is not None:
+        _back_hair(canvas, person, now, hair)
     _body(canvas, person, now, rng)
     _ears(canvas, person, now, behind=True)
     _head(head, person, now, texture)
-    _front_hair(canvas, person, now, hair, texture)
+    if hair is not None:
+        _front_hair(canvas, person, now, hair, texture)
     _ears(canvas, person, now, behind=False)
     if now.has_hat:
         _hat(canvas, person, now, rng)
@@ -239,8 +242,6 @@ def _hair_colours(canvas: _Canvas, person: Person, now: Circumstances, texture: 
 
 def _back_hair(canvas: _Canvas, person: Person, now: Circumstances, hair: np.ndarray) -> None:
     """The mass of hair around and behind the head, down to the ears, the chin or the shoulders."""
-    if person.hair_length == 0:
-        return
     u = canvas.u + 0.25 * math.sin(now.yaw)  # the back of the head turns the other way
     v = canvas.v
     volume = person.hair_volume
@@ -493,8 +494,6 @@ def _front_hair(
     canvas: _Canvas, person: Person, now: Circumstances, hair: np.ndarray, texture: np.ndarray
 ) -> None:
     """Hair over the skull down to the hairline, a fringe, sideburns, and long hair along the cheeks."""
-    if person.hair_length == 0:
-        return
     aside = np.abs(canvas.x)
     line = -person.hairline + person.widows_peak * np.maximum(1 - aside / 0.2, 0)
     line -= person.recession * _bump(aside, 0, 0.5, 0, 0.3, 1) - 0.25 * aside**2

@@ -1,0 +1,164 @@
+"""How fast it is, against the plain way to do the same, both in one run: python3 benchmarks/speed.py
+
+Prints a Markdown table. Each pair is timed in turns, A B A B ..., and the medians and their ratio are shown, so
+that a machine whose speed drifts does not favour one of them.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import face_recognition
+from facekit import datasets, synthetic, training
+from facekit.images import face_pixels
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turns(ours: Callable, plain: Callable, rounds: int) -> tuple[float, float]:
+    """Median seconds of both, after a warm-up of each."""
+    ours(), plain()
+    times = [(seconds(ours), seconds(plain)) for _ in range(rounds)]
+    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
+
+
+def plain_mining(memory: np.ndarray, people: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """The definition: a sort of all distances for each anchor."""
+    rows = []
+    for anchor in anchors:
+        ranked = np.argsort(((memory - memory[anchor]) ** 2).sum(1))
+        strangers = ranked[people[ranked] != people[anchor]]
+        rows.append(strangers[20:27])
+    return np.stack(rows)
+
+
+def mining(rounds: int, images: int = 40_000, anchors: int = 128) -> tuple[str, str, str, float, float]:
+    random = np.random.default_rng(0)
+    memory, people = random.normal(size=(images, 32)).astype(np.float32), random.integers(0, images // 4, images)
+    chosen = random.choice(images, anchors, replace=False)
+    on_device = [torch.from_numpy(array) for array in (memory, people, chosen)]
+
+    def ours() -> torch.Tensor:
+        m, p, a = on_device
+        return face_recognition.mine_negatives(m, p, m[a], p[a], 7)
+
+    assert np.array_equal(ours().numpy(), plain_mining(memory, people, chosen)), "they must mine the same images"
+    a, b = in_turns(ours, lambda: plain_mining(memory, people, chosen), rounds)
+    return f"global mining among {images:,} images", "anchors/s", "a sort for each anchor", anchors / a, anchors / b
+
+
+def a_step(model: nn.Module, optimizer: torch.optim.Optimizer, faces: torch.Tensor, autocast: bool) -> None:
+    people = torch.arange(len(faces), device=faces.device) // 4
+    with training.autocast(faces.device, "auto" if autocast else "float32"):
+        loss = face_recognition.smooth_triplet_loss(model(faces), people, scale=16, margin=0.1)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+class PlainRecogniser(face_recognition.Recogniser):
+    """The same model, in the memory format that torch takes by default."""
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.head(self.backbone(faces)), dim=1)
+
+
+def training_step(rounds: int, size: int, batch: int = 128) -> tuple[str, str, str, float, float]:
+    device = training.choose_device()
+    faces = torch.rand(batch, 1, size, size, device=device)
+    ours = face_recognition.Recogniser().to(device, memory_format=torch.channels_last)
+    plain = PlainRecogniser().to(device)
+    ours_optimizer = torch.optim.AdamW(ours.parameters(), fused=True)
+    plain_optimizer = torch.optim.AdamW(plain.parameters())
+    a, b = in_turns(lambda: a_step(ours, ours_optimizer, faces, autocast=True),
+                    lambda: a_step(plain, plain_optimizer, faces, autocast=False), rounds)  # fmt: skip
+    how = training.describe(device)
+    return f"training at {size}×{size}, {how}", "images/s", "plain float32", batch / a, batch / b
+
+
+def training_course(rounds: int) -> tuple[str, str, str, float, float]:
+    """The mean over the sizes of a training, against every step at full size in plain float32."""
+    done, ours = 0.0, 0.0
+    for until, size in face_recognition.Settings.sizes:  # parts of the time
+        ours += (until - done) * training_step(rounds, size)[3]
+        done = until
+    _, unit, _, _, plain = training_step(rounds, face_recognition.IMAGE_SIZE)
+    return "a whole training, small faces first", unit, "plain float32, always 80×80", ours, plain
+
+
+def precision(rounds: int, count: int = 256) -> tuple[str, str, str, float, float]:
+    """bfloat16 against float32: the speed, and how far the published model's embeddings of drawn faces part."""
+    model = face_recognition.load_recogniser()
+    drawn = [synthetic.draw_face(synthetic.make_person(number // 4), number % 4).pixels for number in range(count)]
+    crops = np.stack([face_pixels(pixels) for pixels in drawn])
+
+    def embed(kind: str) -> torch.Tensor:
+        return face_recognition.embed(model, crops, precision=kind)
+
+    cosine = float((embed("bfloat16") * embed("float32")).sum(1).mean())
+    a, b = in_turns(lambda: embed("bfloat16"), lambda: embed("float32"), rounds)
+    what = f"embeddings in bfloat16, at a cosine of {cosine:.4f} to those in float32"
+    return what, "faces/s", "float32", count / a, count / b
+
+
+def embedding(rounds: int, count: int = 256) -> tuple[str, str, str, float, float]:
+    model = face_recognition.Recogniser().to(training.choose_device()).eval()
+    images = np.random.default_rng(0).integers(0, 255, (count, 1, 80, 80), np.uint8)
+
+    def one_by_one() -> None:
+        for image in images[:32]:
+            face_recognition.embed(model, image[None])
+
+    a, b = in_turns(lambda: face_recognition.embed(model, images), one_by_one, rounds)
+    return f"embeddings, {count} at a time", "faces/s", "one at a time", count / a, 32 / b
+
+
+def prepare(rounds: int, people: int = 300, size: int = 250) -> tuple[str, str, str, float, float]:
+    """Photos as large as those of LFW, read, cut, checked for copies, split and packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic.write_faces(Path(folder, "faces"), people, 8, size=size)
+        photos = datasets.folder_of_folders(Path(folder, "faces"))
+
+        def plain() -> np.ndarray:
+            return np.stack([np.asarray(Image.open(p.path).convert("L").resize((80, 80))) for p in photos])
+
+        a, b = in_turns(lambda: datasets.pack_faces(photos, Path(folder, "packed")), plain, rounds)
+    return f"prepare, JPEG of {size}×{size}", "images/s", "a sequential Pillow loop", len(photos) / a, len(photos) / b
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="times that each of a pair is run [5]")
+    rounds = parser.parse_args().rounds
+    print("| what | ours | plain | ratio |\n|---|---|---|---|")
+    for measured in (
+        mining(rounds),
+        training_step(rounds, 80),
+        training_course(rounds),
+        precision(rounds),
+        embedding(rounds),
+        prepare(min(rounds, 3)),
+    ):
+        what, unit, other, ours, plain = measured
+        print(f"| {what} | {ours:,.0f} {unit} | {plain:,.0f} ({other}) | {ours / plain:.1f}× |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1074 @@
+"""The recogniser and its verifier against their definitions, a small real training, and the command line."""
+
+import csv
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.reducers import MeanReducer
+from torch import Tensor, nn
+
+import face_recognition as fr
+from facekit import datasets, metrics, synthetic, training
+from facekit.datasets import FaceSet
+from facekit.files import InputError
+from facekit.images import face_pixels
+
+SCRIPT = Path(fr.__file__)
+CPU = torch.device("cpu")
+COMMANDS = ("download", "prepare", "train", "train-verify", "evaluate", "compare")
+INTERVALS = ("one_of_eleven", "balanced_accuracy", "accuracy", "roc_auc", "eer", "tar_at_far_0.01",
+             "tar_at_far_0.001", "recall_at_1", "r_precision", "map_at_r")  # fmt: skip
+
+
+def toy_faces(train: Sequence[int], validation: Sequence[int] = ()) -> FaceSet:
+    """Noise instead of faces: as many images of each person as the numbers say."""
+    photos = [*train, *validation]
+    people = np.repeat(np.arange(len(photos)), photos)
+    images = np.random.default_rng(0).integers(0, 256, (len(people), 1, 80, 80), dtype=np.uint8)
+    split = np.where(people < len(train), "train", "validation")
+    return FaceSet(images, people, [f"person {i}" for i in range(len(photos))], split, split, [], {})
+
+
+def toy_course(train: Sequence[int], **choices: object) -> fr.Course:
+    return fr.Course(fr.Part(toy_faces(train), "train", CPU), replace(fr.Settings(), **choices), CPU)
+
+
+def random_unit(*shape: int, seed: int = 0) -> Tensor:
+    values = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(values, dim=-1)
+
+
+class SeesFaces(nn.Module):
+    """A recogniser of one matrix that keeps the faces it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6400, 32, generator=torch.Generator().manual_seed(0)) / 80)
+        self.seen: list[Tensor] = []
+
+    def forward(self, faces: Tensor) -> Tensor:
+        self.seen.append(faces)
+        return faces.flatten(1) @ self.weight
+
+
+# ---------------------------------------------------------------- preprocessing
+
+
+def test_every_entry_point_gives_the_model_the_same_face(faces: FaceSet):
+    photo = faces.files[100]
+    entries: dict[str, Callable[[SeesFaces], Tensor]] = {
+        "packed": lambda model: fr.embed(model, faces.images[100:101]),
+        "path": lambda model: fr.embed_photos(model, [photo]),
+        "image": lambda model: fr.embed_photos(model, [Image.open(photo)]),
+        "array": lambda model: fr.embed_photos(model, [np.asarray(Image.open(photo))]),
+    }
+    seen = {}
+    for name, entry in entries.items():
+        model = SeesFaces()
+        assert entry(model).shape == (1, 32)
+        seen[name] = model.seen[0]
+        assert seen[name].shape == (1, 1, 80, 80) and seen[name].dtype == torch.float32
+        assert torch.equal(seen[name], seen["packed"]), name
+    expected = face_pixels(photo, 80).astype(np.float32) / 255
+    np.testing.assert_array_equal(seen["packed"][0], expected)
+    assert 0 <= expected.min() < 0.3 and 0.5 < expected.max() <= 1
+
+
+def test_embedding_goes_block_by_block_in_order():
+    images = torch.arange(600).remainder(251).to(torch.uint8)[:, None, None, None].expand(-1, 1, 80, 80)
+    model = SeesFaces().train()
+    embeddings = fr.embed(model, images)
+    torch.testing.assert_close(embeddings, model(images.float() / 255))
+    assert [len(faces) for faces in model.seen[:-1]] == [256, 256, 88]
+    assert model.training and not embeddings.requires_grad and not embeddings.is_inference()
+    assert fr.embed_photos(model, []).shape == (0, 32)
+
+
+def test_embed_photos_crops_and_names_the_photo_that_is_none(tmp_path: Path):
+    pixels = np.zeros((160, 160, 3), np.uint8)
+    pixels[40:120, 40:120] = 200
+    model = SeesFaces()
+    fr.embed_photos(model, [pixels], crop_fraction=0.5)
+    assert torch.equal(model.seen[0], torch.full((1, 1, 80, 80), 200 / 255))
+    with pytest.raises(InputError, match=r"nobody\.jpg"):
+        fr.embed_photos(model, [pixels, tmp_path / "nobody.jpg"])
+
+
+def test_unvaried_faces_are_the_pixels_over_255(faces: FaceSet):
+    images = torch.from_numpy(faces.images[:8])
+    assert torch.equal(fr.unvaried(images), images / 255)
+    small = fr.unvaried(images, 48)
+    assert small.shape == (8, 1, 48, 48) and small.dtype == torch.float32
+    for image, face in zip(images, small):  # Pillow scales with antialiasing, too
+        by_pillow = np.asarray(Image.fromarray(image[0].numpy()).resize((48, 48), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(255 * face[0].numpy(), by_pillow, atol=1.01)
+
+
+@pytest.mark.parametrize("size", [48, 80])
+def test_augmented_faces_are_in_range_and_reproducible(faces: FaceSet, size: int):
+    images = torch.from_numpy(faces.images[:16])
+    first, again, other = (fr.augment(images, size, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == (16, 1, size, size) and first.dtype == torch.float32
+    assert first.min() >= 0 and first.max() <= 1
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_each_face_varies_in_its_own_way(faces: FaceSet):
+    copies = torch.from_numpy(faces.images[:1]).expand(12, -1, -1, -1)
+    varied = fr.augment(copies, 80, torch.Generator().manual_seed(0))
+    for first, second in itertools.combinations(varied, 2):
+        assert (first - second).abs().mean() > 0.01
+
+
+def test_augmented_faces_stay_upright_and_half_of_them_are_mirrored():
+    bright_above, bright_left = torch.zeros(2, 200, 1, 80, 80, dtype=torch.uint8)
+    bright_above[:, :, :40], bright_left[:, :, :, :40] = 255, 255
+    varied = fr.augment(bright_above, 80, torch.Generator().manual_seed(0))
+    assert (varied[:, :, :40].mean((1, 2, 3)) > varied[:, :, 40:].mean((1, 2, 3)) + 0.1).all()
+    varied = fr.augment(bright_left, 80, torch.Generator().manual_seed(0))
+    left_is_brighter = varied[..., :40].mean((1, 2, 3)) > varied[..., 40:].mean((1, 2, 3))
+    assert 70 < left_is_brighter.sum() < 130
+
+
+# ---------------------------------------------------------------- model and its parts
+
+
+def test_recogniser_gives_32_numbers_of_length_1_unless_it_is_the_reference():
+    faces = torch.rand(3, 1, 80, 80)
+    lengths = fr.Recogniser().eval()(faces).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(3))
+    embeddings = fr.Recogniser(normalised=False).eval()(faces)
+    assert embeddings.shape == (3, 32) and (embeddings.norm(dim=1) - 1).abs().min() > 0.01
+
+
+def test_part_knows_whose_the_images_are():
+    faces = toy_faces(train=[3, 1, 2], validation=[2, 4])
+    part = fr.Part(faces, "validation", CPU)
+    assert part.people.tolist() == [3, 3, 4, 4, 4, 4]
+    assert {person: rows.tolist() for person, rows in part.photos_of.items()} == {3: [0, 1], 4: [2, 3, 4, 5]}
+    np.testing.assert_array_equal(part.images, faces.images[6:])
+    with pytest.raises(InputError, match="2 people for train, 1 have two photos"):
+        fr.Part(toy_faces(train=[5, 1]), "train", CPU)
+
+
+# ---------------------------------------------------------------- global mining
+
+
+def ranked_strangers(memory: Tensor, people: Tensor, anchor: Tensor, person: int) -> list[int]:
+    """All rows of other people, nearest first: the definition."""
+    strangers = [row for row in range(len(people)) if int(people[row]) != person]
+    return sorted(strangers, key=lambda row: sum((float(a) - float(b)) ** 2 for a, b in zip(anchor, memory[row])))
+
+
+@given(images=st.integers(30, 90), people=st.integers(3, 60), anchors=st.integers(1, 6), dimensions=st.integers(1, 8),
+       count=st.integers(0, 9), skip=st.integers(0, 25), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_mined_negatives_are_those_of_a_plain_loop(images, people, anchors, dimensions, count, skip, seed):
+    random = torch.Generator().manual_seed(seed)
+    memory = torch.randn(images, dimensions, dtype=torch.float64, generator=random)
+    whose = torch.randint(people, (images,), generator=random)
+    rows = torch.randint(images, (anchors,), generator=random)
+    mined = fr.mine_negatives(memory, whose, memory[rows], whose[rows], count, skip)
+    ranked = [ranked_strangers(memory, whose, memory[row], int(whose[row])) for row in rows]
+    strangers = min(map(len, ranked))  # that every anchor has
+    end = min(skip + count, strangers)
+    start = end - min(count, strangers)
+    assert mined.tolist() == [rows[start:end] for rows in ranked]
+
+
+def test_by_default_the_20_nearest_strangers_are_skipped():
+    memory = torch.arange(40, dtype=torch.float64)[:, None]  # on a line
+    people = torch.arange(40) // 2  # rows 0 and 1 are the first person
+    mined = fr.mine_negatives(memory, people, memory[:1], people[:1], count=7)
+    assert mined.tolist() == [list(range(22, 29))]
+
+
+@pytest.mark.parametrize(("images", "expected"), [
+    (29, [22, 23, 24, 25, 26, 27, 28]),  # 27 strangers: just enough
+    (26, [19, 20, 21, 22, 23, 24, 25]),  # fewer are skipped
+    (6, [2, 3, 4, 5]),  # fewer than seven: all
+    (2, []),
+])  # fmt: skip
+def test_mining_among_few_strangers(images: int, expected: list[int]):
+    memory = torch.arange(images, dtype=torch.float64)[:, None]
+    people = torch.arange(images) // 2
+    assert fr.mine_negatives(memory, people, memory[:1], people[:1], count=7).tolist() == [expected]
+
+
+# ---------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("margin", [0.2, 3.0])
+def test_triplet_loss_and_gradient_are_those_of_pytorch_metric_learning(margin: float):
+    random = torch.Generator().manual_seed(0)
+    shapes = {"anchors": (6, 5), "positives": (6, 5), "negatives": (6, 4, 5)}
+    ours = {name: torch.randn(shape, dtype=torch.float64, generator=random) for name, shape in shapes.items()}
+    theirs = {name: value.clone() for name, value in ours.items()}
+    for value in (*ours.values(), *theirs.values()):
+        value.requires_grad_()
+
+    loss = fr.triplet_loss(**ours, margin=margin)
+    anchor = torch.arange(6).repeat_interleave(4)
+    triplets = anchor, anchor + 6, torch.arange(24) + 12
+    everything = torch.cat([value.reshape(-1, 5) for value in theirs.values()])
+    distance = LpDistance(normalize_embeddings=False, power=2)
+    mean = TripletMarginLoss(margin=margin, distance=distance, reducer=MeanReducer())
+    expected = 4 * mean(everything, torch.zeros(36), triplets)  # ours is a sum over the four negatives
+    torch.testing.assert_close(loss, expected)
+    for mine, other in zip(torch.autograd.grad(loss, ours.values()), torch.autograd.grad(expected, theirs.values())):
+        torch.testing.assert_close(mine, other)
+
+
+def smooth_triplet_loss_by_loops(embeddings: Tensor, people: list[int], scale: float, margin: float) -> float:
+    def cosine(a: int, b: int) -> float:
+        return float(embeddings[a] @ embeddings[b])
+
+    losses = []
+    everyone = range(len(people))
+    for a in everyone:
+        positives = [b for b in everyone if b != a and people[b] == people[a]]
+        strangers = [c for c in everyone if people[c] != people[a]]
+        each = [math.log1p(sum(math.exp(scale * (cosine(a, c) - cosine(a, b) + margin)) for c in strangers))
+                for b in positives]
+        losses += [sum(each) / len(each)] if each else []
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("people", [[0, 0, 1, 1], [0, 1, 0, 2, 1, 0, 3], [5, 5, 5, 9], [1, 1, 1]])
+@pytest.mark.parametrize(("scale", "margin"), [(16.0, 0.1), (2.0, 0.5)])
+def test_smooth_triplet_loss_is_that_of_plain_loops(people: list[int], scale: float, margin: float):
+    embeddings = random_unit(len(people), 6)
+    loss = fr.smooth_triplet_loss(embeddings, torch.tensor(people), scale, margin)
+    assert float(loss) == pytest.approx(smooth_triplet_loss_by_loops(embeddings, people, scale, margin), abs=1e-12)
+
+
+def test_gradient_of_the_smooth_triplet_loss_is_right():
+    people = torch.tensor([0, 1, 0, 2, 1, 0])
+    assert torch.autograd.gradcheck(lambda e: fr.smooth_triplet_loss(e, people, 16.0, 0.1),
+                                    random_unit(6, 4).requires_grad_())  # fmt: skip
+
+
+def test_an_image_alone_is_a_negative_but_no_anchor():
+    people = torch.tensor([0, 0, 1, 1, 2])
+    embeddings = random_unit(5, 6).requires_grad_()
+    fr.smooth_triplet_loss(embeddings, people, 16.0, 0.1).backward()
+    assert embeddings.grad[4].norm() > 0
+    # Were it an anchor, the mean would be over five.
+    assert float(fr.smooth_triplet_loss(embeddings, people, 16.0, 0.1)) == pytest.approx(
+        smooth_triplet_loss_by_loops(embeddings.detach(), people.tolist(), 16.0, 0.1))
+
+
+@pytest.mark.parametrize("scale", [16.0, 1000.0])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_smooth_triplet_loss_stays_finite_at_the_extremes(scale: float, precision: str):
+    """Strangers in one place and own images opposite; everybody in one place; and a batch of one person."""
+    one = F.normalize(torch.ones(4, 32), dim=1)
+    worst = torch.stack([one[0], -one[0], one[0], -one[0]])
+    for vectors, people, per_anchor in [
+        (worst, [0, 0, 1, 1], 2.1 * scale),
+        (one, [0, 0, 1, 1], math.log1p(2 * math.exp(min(0.1 * scale, 700)))),
+        (worst, [0, 0, 0, 0], 0.0),
+    ]:
+        embeddings = vectors.clone().requires_grad_()
+        with training.autocast(CPU, precision):
+            loss = fr.smooth_triplet_loss(embeddings, torch.tensor(people), scale, margin=0.1)
+        loss.backward()
+        assert float(loss) == pytest.approx(per_anchor, rel=0.05 if precision == "bfloat16" else 1e-5)
+        assert embeddings.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------- who meets in a batch
+
+
+def test_random_strangers_are_never_the_own_person_and_can_be_everybody_else():
+    people = torch.tensor([0] * 50 + [1] + [2] * 3)  # one person has nearly all images
+    anchors = torch.tensor([0, 49, 50, 53])
+    strangers = fr.random_strangers(people, anchors, 2000, np.random.default_rng(0))
+    assert strangers.shape == (4, 2000)
+    for anchor, row in zip(anchors, strangers):
+        others = torch.nonzero(people != people[anchor]).flatten()
+        assert sorted(set(row.tolist())) == others.tolist()
+    again = fr.random_strangers(people, anchors, 2000, np.random.default_rng(0))
+    assert torch.equal(strangers, again)
+
+
+PHOTOS = [2, 3, 4, 5, 9, 1, 2, 2, 7, 1, 4, 4]  # of each person
+
+
+def rows_of_batches(batches: list[Tensor]) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
+
+
+def test_every_person_with_two_photos_comes_once_an_epoch():
+    course = toy_course(PHOTOS, batch_size=12)
+    batches = fr.plan_epoch(course, mine=False)
+    rows = torch.cat(batches)
+    assert len(rows.unique()) == len(rows)
+    people, counts = course.people.people[rows].unique(return_counts=True)
+    assert dict(zip(people.tolist(), counts.tolist())) == {
+        person: min(photos, 4) for person, photos in enumerate(PHOTOS) if photos > 1}
+    in_batches = [set(course.people.people[batch].tolist()) for batch in batches]
+    assert sum(map(len, in_batches)) == len(people)  # nobody is torn apart
+    assert all(len(batch) < 12 + 4 for batch in batches)
+    assert len(batches) <= math.ceil(len(rows) / 12) + 1
+
+
+def test_pairs_are_two_images_of_one_person_each_person_twice_an_epoch():
+    course = toy_course(PHOTOS, reference=True, batch_size=60)
+    batches = fr.plan_epoch(course, mine=False)
+    assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1) and 1 <= len(batches[-1]) <= 5
+    pairs = torch.cat(batches)
+    people = course.people.people[pairs]
+    assert (people[:, 0] == people[:, 1]).all() and (pairs[:, 0] != pairs[:, 1]).all()
+    pairs_of = np.bincount(people[:, 0], minlength=len(PHOTOS))
+    assert pairs_of.tolist() == [2 * (photos // 2) for photos in PHOTOS]
+    times = np.bincount(pairs.flatten(), minlength=len(course.people.people))
+    assert times.max() == 2
+    assert (times[np.flatnonzero(np.array(PHOTOS)[course.people.people] % 2 == 0)] == 2).all()
+    assert [len(batch) for batch in fr.plan_pairs([np.arange(4)], 0, np.random.default_rng(0))] == [1] * 4
+
+
+@pytest.mark.parametrize(("reference", "mine"), [(False, False), (False, True), (True, False)])
+def test_a_plan_depends_on_seed_and_epoch_alone(reference: bool, mine: bool):
+    plans = []
+    for seed, epoch in [(0, 2), (0, 2), (0, 3), (1, 2)]:
+        course = toy_course(PHOTOS, reference=reference, seed=seed, batch_size=12)
+        course.memory, course.epoch = random_unit(len(course.memory), 32), epoch
+        course.memory_epoch[[len(rows) > 1 for rows in same_person(course)]] = epoch - 1
+        torch.rand(epoch), np.random.rand(seed)  # noqa: NPY002  the global generators do not matter
+        plans.append(rows_of_batches(fr.plan_epoch(course, mine)))
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2] and plans[0] != plans[3]
+
+
+def same_person(course: fr.Course) -> list[Tensor]:
+    """For each image the rows of its person."""
+    people = course.people.people
+    return [torch.nonzero(people == person).flatten() for person in people]
+
+
+def test_look_alikes_stand_together():
+    """100 people in five crowds; the 20 nearest images are passed over, the next are of the same crowd."""
+    course = toy_course([4] * 100)
+    crowd = np.arange(100) % 5
+    centres = random_unit(5, 32)
+    course.memory = centres[crowd[course.people.people]] + 0.05 * random_unit(400, 32, seed=1)
+    photos = list(course.people.photos_of.values())
+    order = fr.group_look_alikes(course, photos, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(100))
+    neighbours_alike = np.mean(crowd[order[1:]] == crowd[order[:-1]])
+    assert neighbours_alike > 0.7  # by chance 0.2
+
+
+def test_a_group_is_a_person_and_seven_mined_look_alikes():
+    course = toy_course([2] * 50)
+    people = course.people.people
+    course.memory = torch.randn(50, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[people]
+    photos = list(course.people.photos_of.values())
+    order = fr.group_look_alikes(course, photos, np.random.default_rng(0)).tolist()
+
+    def look_alikes(person: int) -> list[int]:
+        ranked = ranked_strangers(course.memory, people, course.memory[photos[person][0]], person)
+        return list(dict.fromkeys(int(people[stranger]) for stranger in ranked[20:84]))[:7]
+
+    whole_groups = [person for at, person in enumerate(order) if order[at + 1 : at + 8] == look_alikes(person)]
+    assert whole_groups  # at least the one that was made first
+
+
+def test_stale_embeddings_are_not_mined():
+    """Those of people without a second photo are never renewed; they would be strangers without a number."""
+    course = toy_course([2] * 30 + [1] * 10)
+    course.epoch = 3
+    course.memory = random_unit(70, 32)
+    course.memory_epoch[:60] = 2
+    order = fr.group_look_alikes(course, list(course.people.photos_of.values()), np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(30))
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_reference_step_embeds_each_image_once_and_gives_the_loss_of_the_definition():
+    course = toy_course([4] * 12, reference=True)
+    course.model, course.epoch = SeesFaces(), 5
+    course.memory = random_unit(48, 32).float()
+    memory, people = course.memory.clone(), course.people.people
+    pairs = torch.tensor([[0, 1], [2, 3], [8, 10], [47, 44]])  # two of one person
+    loss, right = fr.reference_step(course, pairs, np.random.default_rng(7))
+
+    strangers = fr.random_strangers(people, pairs[:, 0], 10, np.random.default_rng(7)).tolist()
+    images = fr.unvaried(course.people.images).flatten(1) @ course.model.weight.detach()
+    losses, used, expected_right = [], set(pairs.flatten().tolist()), []
+    for (a, b), others in zip(pairs.tolist(), strangers):
+        negatives = ranked_strangers(memory, people, memory[a], int(people[a]))[20:27] + others[7:]
+        used |= set(negatives)
+        near = float((images[a] - images[b]).square().sum())
+        losses.append(sum(max(0.0, near - float((images[a] - images[c]).square().sum()) + 0.1) for c in negatives))
+        # What memory says after the step, of the images it has seen.
+        now = torch.where(torch.isin(torch.arange(48), torch.tensor(sorted(used)))[:, None], images, memory)
+    for (a, b), others in zip(pairs.tolist(), strangers):
+        near = (images[a] - images[b]).square().sum()
+        expected_right.append(all(near < (now[a] - now[c]).square().sum() for c in others))
+    assert float(loss.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert right.tolist() == expected_right
+
+    (seen,) = course.model.seen
+    assert len(seen) == len(seen.unique(dim=0)) == len(used)
+    assert torch.nonzero(course.memory_epoch == 5).flatten().tolist() == sorted(used)
+    torch.testing.assert_close(course.memory, now)
+
+
+def test_smooth_step_embeds_each_image_once_and_remembers_it():
+    course = toy_course([4] * 6)
+    course.model, course.epoch = SeesFaces(), 5
+    rows = torch.tensor([20, 3, 1, 22, 9])
+    loss, right = fr.smooth_step(course, rows, 80, torch.Generator().manual_seed(0))
+    (seen,) = course.model.seen
+    assert torch.equal(seen, fr.augment(course.people.images[rows], 80, torch.Generator().manual_seed(0)))
+    assert torch.equal(course.memory[rows], (seen.flatten(1) @ course.model.weight).detach())
+    assert torch.nonzero(course.memory_epoch == 5).flatten().tolist() == [1, 3, 9, 20, 22]
+    assert loss.requires_grad and right.shape == (5,) and right.dtype == torch.bool
+
+
+def test_one_of_eleven_in_a_batch():
+    people = torch.arange(15).repeat_interleave(4)
+    own_place = 10.0 * torch.eye(15)[people] + 0.1 * torch.randn(60, 15, generator=torch.Generator().manual_seed(0))
+    assert fr.one_of_eleven_in_batch(own_place, people, torch.Generator().manual_seed(0)).all()
+    by_chance = torch.randn(60, 15, generator=torch.Generator().manual_seed(0))
+    right = [fr.one_of_eleven_in_batch(by_chance, people, torch.Generator().manual_seed(i)) for i in range(50)]
+    assert float(torch.cat(right).float().mean()) == pytest.approx(1 / 11, abs=0.05)
+
+
+# ---------------------------------------------------------------- verifier
+
+
+def test_verifier_is_a_linear_layer_over_squared_differences():
+    torch.manual_seed(0)
+    verifier, first, second = fr.Verifier(), torch.randn(5, 32), torch.randn(5, 32)
+    weight, bias = verifier.linear.weight[0].tolist(), float(verifier.linear.bias)
+    for a, b, score in zip(first.tolist(), second.tolist(), verifier(first, second).tolist()):
+        logit = bias + sum(w * (x - y) ** 2 for w, x, y in zip(weight, a, b))
+        assert score == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+    assert torch.equal(verifier(first, second), verifier(second, first))
+    each_with_all = verifier(first[:, None], second[None])
+    assert each_with_all.shape == (5, 5)
+    torch.testing.assert_close(each_with_all.diagonal(), verifier(first, second))
+
+
+def separable(people: int, photos: int = 4, seed: int = 0) -> tuple[fr.Part, Tensor]:
+    """16 numbers of each embedding tell people apart, 16 are noise."""
+    part = fr.Part(toy_faces([photos] * people), "train", CPU)
+    random = np.random.default_rng(seed)
+    told = 3 * random.normal(size=(people, 16))[part.people] + 0.1 * random.normal(size=(len(part.people), 16))
+    noise = 3 * random.normal(size=(len(part.people), 16))
+    return part, torch.from_numpy(np.hstack([told, noise])).float()
+
+
+def test_trained_verifier_learns_which_numbers_to_trust():
+    verifier = fr.train_verifier(separable(40)[1], separable(40)[0], epochs=150)
+    part, embeddings = separable(20, seed=1)  # other people
+    first, second, same = fr.sampled_pairs(part)
+    scores = fr.score_pairs(verifier, embeddings, first, second)
+    assert metrics.balanced_accuracy(scores, same) > 0.97
+    weights = verifier.linear.weight[0].detach()
+    assert weights[:16].mean() < weights[16:].mean() < 0.1
+
+    again = fr.train_verifier(separable(40)[1], separable(40)[0], epochs=150)
+    assert torch.equal(again.linear.weight, verifier.linear.weight)
+
+
+def distance_verifier(bias: float = 2.0, weight: float = -0.01) -> fr.Verifier:
+    verifier = fr.Verifier()
+    nn.init.constant_(verifier.linear.weight, weight)
+    nn.init.constant_(verifier.linear.bias, bias)
+    return verifier
+
+
+def test_scores_of_pairs_do_not_depend_on_the_blocks():
+    embeddings = random_unit(30, 32).float()
+    first, second = np.random.default_rng(0).integers(0, 30, (2, 250_000))
+    scores = fr.score_pairs(distance_verifier(), embeddings, first, second)
+    assert scores.shape == (250_000,) and scores.dtype == np.float64
+    some = np.random.default_rng(1).integers(0, 250_000, 100)
+    expected = distance_verifier()(embeddings[first[some]], embeddings[second[some]]).detach()
+    np.testing.assert_allclose(scores[some], expected, rtol=1e-6)
+
+
+def test_all_strangers_are_every_two_people_once():
+    part = fr.Part(toy_faces(PHOTOS), "train", CPU)
+    first, second = fr.all_strangers(part)
+    people = part.people.numpy()
+    met = {frozenset(pair) for pair in zip(people[first].tolist(), people[second].tolist())}
+    assert met == {frozenset(pair) for pair in itertools.combinations(range(len(PHOTOS)), 2)}
+    assert len(first) == len(second) == len(met)
+
+
+def test_thresholds_accept_no_more_strangers_than_asked():
+    part, embeddings = separable(60)
+    verifier = distance_verifier()
+    thresholds = fr.choose_thresholds(verifier, embeddings, part)
+    assert list(thresholds) == ["0.1", "0.01", "0.001"]
+    scores = fr.score_pairs(verifier, embeddings, *fr.all_strangers(part))  # of 1770 pairs
+    for far, threshold in thresholds.items():
+        accepted = scores >= threshold
+        assert accepted.sum() == math.floor(float(far) * len(scores))  # 177, 17, 1: no fewer than could be, either
+
+
+def test_centered_scores_part_best_at_one_half():
+    part, embeddings = separable(30)
+    first, second, same = fr.sampled_pairs(part)
+    verifier = distance_verifier(bias=5.0)
+    before = fr.score_pairs(verifier, embeddings, first, second)
+    best = np.mean((before >= metrics.best_threshold(before, same)) == same)
+    assert np.mean((before >= 0.5) == same) < best
+    fr.center_at_half(verifier, embeddings, part)
+    after = fr.score_pairs(verifier, embeddings, first, second)
+    assert np.mean((after >= 0.5) == same) == best
+    np.testing.assert_array_equal(np.argsort(after, kind="stable"), np.argsort(before, kind="stable"))
+
+
+@pytest.mark.parametrize("bias", [-200.0, 2.0, 200.0])
+def test_centering_a_verifier_that_is_worse_than_chance_keeps_it_finite(bias: float):
+    part, embeddings = separable(30)
+    verifier = distance_verifier(bias, weight=0.01)  # the farther, the more alike
+    fr.center_at_half(verifier, embeddings, part)
+    assert verifier.linear.bias.isfinite().all()
+
+
+# ---------------------------------------------------------------- the course of a training
+
+
+def test_faces_grow_and_the_learning_rate_rises_then_falls():
+    default = fr.Settings()
+    assert [fr.image_size(default, done) for done in (0, 0.44, 0.46, 0.79, 0.81, 0.999)] == [48, 48, 64, 64, 80, 80]
+    rates = [fr.learning_rate(default, done) for done in np.linspace(0, 1, 201)]
+    highest = int(np.argmax(rates))
+    assert 0.02 <= highest / 200 <= 0.06 and rates[highest] == pytest.approx(default.learning_rate, rel=0.02)
+    assert rates[:highest + 1] == sorted(rates[:highest + 1])
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)
+    assert 0 < rates[0] < 0.05 * default.learning_rate
+    assert rates[-1] == pytest.approx(0.01 * default.learning_rate)
+    assert {fr.learning_rate(fr.REFERENCE, done) for done in (0, 0.5, 1)} == {1e-3}
+    assert fr.image_size(fr.REFERENCE, 0) == fr.image_size(fr.REFERENCE, 0.999) == 80
+
+
+@pytest.mark.parametrize(("accuracies", "stops"), [
+    ([], False),
+    ([0.5] * 200, False),
+    ([0.8] + [0.78] * 19, False),
+    ([0.8] + [0.78] * 20, True),
+    ([0.8] + [0.795] * 50, False),  # within 1 % of the best
+    ([0.8] + [0.78] * 19 + [0.791], False),
+    ([0.8] + [0.78] * 10 + [0.795] + [0.78] * 19, False),
+    ([0.8] + [0.78] * 10 + [0.795] + [0.78] * 20, True),
+    (list(np.linspace(0, 1, 100)), False),
+])  # fmt: skip
+def test_patience_ends_after_20_epochs_without_a_good_one(accuracies: list[float], stops: bool):
+    history = [{"epoch": epoch, "validation_accuracy": value} for epoch, value in enumerate(accuracies, start=1)]
+    course = SimpleNamespace(history=history, best_accuracy=max(accuracies, default=-1.0))
+    assert fr.out_of_patience(course) is stops
+
+
+def test_training_stops_early_and_gives_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    accuracies, weights = iter([0.5, 0.9, 0.4, 0.4, 0.4]), []
+
+    def measured(model: nn.Module, *_: object) -> float:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(accuracies)
+
+    monkeypatch.setattr(fr, "PATIENCE", 2)
+    monkeypatch.setattr(fr, "one_of_eleven", measured)
+    choices = replace(fr.Settings(), epochs=9, batch_size=9, sizes=((1.0, 80),))
+    course = fr.train(toy_faces([4] * 4, [2] * 2), choices, tmp_path, CPU, "float32", dry_run=True)
+    assert [row["epoch"] for row in course.history] == [1, 2, 3, 4]
+    assert course.best_epoch == 2 and course.best_accuracy == 0.9
+    assert all(torch.equal(value, weights[1][name]) for name, value in course.model.state_dict().items())
+    assert any(not torch.equal(value, weights[3][name]) for name, value in course.model.state_dict().items())
+
+
+def test_a_loss_that_is_no_number_names_epoch_and_step(tmp_path: Path):
+    choices = replace(fr.Settings(), epochs=2, batch_size=9, learning_rate=1e30, sizes=((1.0, 32),))
+    with pytest.raises(InputError, match="nan at epoch 1, step 1: lower --learning-rate"):
+        fr.train(toy_faces([4] * 6, [2] * 2), choices, tmp_path, CPU, "float32")
+
+
+# ---------------------------------------------------------------- stopped and resumed
+
+DEFAULT_COURSE = replace(fr.Settings(), epochs=2, batch_size=12, sizes=((0.5, 32), (1.0, 80)), mine_from=0.0)
+REFERENCE_COURSE = replace(fr.REFERENCE, epochs=2, batch_size=60)
+COURSES = {"default": DEFAULT_COURSE, "reference": REFERENCE_COURSE}  # of three and, with dry_run, two steps an epoch
+
+
+def train_toy(method: str, folder: Path, resume: bool = False) -> fr.Course:
+    faces = toy_faces([4] * 8, validation=[3] * 3)
+    return fr.train(faces, COURSES[method], folder, CPU, "float32", resume=resume, dry_run=method == "reference")
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[fr.Course, Path]]:
+    folders = {method: tmp_path_factory.mktemp(method) for method in COURSES}
+    return {method: (train_toy(method, folder), folder) for method, folder in folders.items()}
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """While the step, counted over all epochs from 1, is done."""
+    steps, train_step = itertools.count(1), fr.train_step
+
+    def stopped(*arguments: object) -> None:
+        if next(steps) == step:
+            signal.raise_signal(signal.SIGINT)
+        train_step(*arguments)
+
+    monkeypatch.setattr(fr, "train_step", stopped)
+
+
+def cut_power(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Before the step is done: nothing can be saved."""
+    steps, train_step = itertools.count(1), fr.train_step
+
+    def stopped(*arguments: object) -> None:
+        if next(steps) == step:
+            raise OSError("power cut")
+        train_step(*arguments)
+
+    monkeypatch.setattr(fr, "train_step", stopped)
+
+
+def assert_same_weights(model: nn.Module, expected: nn.Module) -> None:
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def without_minutes(history: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "minutes"} for row in history]
+
+
+@pytest.mark.parametrize(("method", "stop", "step"), [
+    ("default", press_ctrl_c, 2),
+    ("default", press_ctrl_c, 3),  # the last of the epoch
+    ("default", cut_power, 4),  # goes on from the end of the first epoch
+    ("default", press_ctrl_c, 5),
+    ("default", press_ctrl_c, 6),  # the last of all
+    ("reference", press_ctrl_c, 3),
+])  # fmt: skip
+def test_a_resumed_training_is_as_one_never_stopped(never_stopped, tmp_path: Path, monkeypatch, method, stop, step):
+    with monkeypatch.context() as patch:
+        stop(patch, step)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            train_toy(method, tmp_path)
+    resumed = train_toy(method, tmp_path, resume=True)
+    expected, folder = never_stopped[method]
+    assert without_minutes(resumed.history) == without_minutes(expected.history)
+    assert len(expected.history) == 2 and resumed.best_epoch == expected.best_epoch
+    assert_same_weights(resumed.model, expected.model)
+    last, expected_last = (training.load_checkpoint(path / "checkpoint.pt", CPU) for path in (tmp_path, folder))
+    for name in ("model", "optimizer", "memory", "memory_epoch", "best_weights"):
+        torch.testing.assert_close(last[name], expected_last[name], rtol=0, atol=0)
+
+
+def test_a_finished_training_resumes_to_the_same(never_stopped, tmp_path: Path):
+    expected, folder = never_stopped["default"]
+    shutil.copy(folder / "checkpoint.pt", tmp_path)
+    again = train_toy("default", tmp_path, resume=True)
+    assert again.history == expected.history
+    assert_same_weights(again.model, expected.model)
+
+
+BAD_CHECKPOINTS = {
+    "missing": lambda path: path.unlink(),
+    "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "of another program": lambda path: torch.save({"x": 1}, path),
+    "of other settings": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
+def test_a_checkpoint_that_does_not_fit_is_not_resumed(never_stopped, tmp_path: Path, kind: str):
+    shutil.copy(never_stopped["default"][1] / "checkpoint.pt", tmp_path)
+    BAD_CHECKPOINTS[kind](tmp_path / "checkpoint.pt")
+    choices = replace(DEFAULT_COURSE, seed=1) if kind == "of other settings" else DEFAULT_COURSE
+    with pytest.raises(InputError, match=r"checkpoint\.pt.*--resume"):
+        fr.train(toy_faces([4] * 8, [3] * 3), choices, tmp_path, CPU, "float32", resume=True)
+
+
+def test_other_data_are_not_resumed(never_stopped, tmp_path: Path):
+    shutil.copy(never_stopped["default"][1] / "checkpoint.pt", tmp_path)
+    with pytest.raises(InputError, match="other settings or data"):
+        fr.train(toy_faces([4] * 9, [3] * 3), DEFAULT_COURSE, tmp_path, CPU, "float32", resume=True)
+
+
+# ---------------------------------------------------------------- a small real training
+
+
+@pytest.fixture(scope="module")
+def trained(faces: FaceSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[fr.Course, Path]:
+    folder = tmp_path_factory.mktemp("trained")
+    choices = replace(fr.Settings(), epochs=25, batch_size=64, sizes=((1.0, 48),))
+    return fr.train(faces, choices, folder, CPU), folder
+
+
+def test_a_small_training_recognises_drawn_people_it_has_never_seen(faces: FaceSet, trained):
+    """Validation chooses no weights here, as all faces are small; so its people are unseen, too."""
+    course, _ = trained
+    unseen = replace(faces, split=np.where(faces.split == "train", "train", "test"))
+    accuracy = fr.one_of_eleven(course.model, fr.Part(unseen, "test", CPU), size=48)
+    print(f"1 of 11: {accuracy:.3f}")
+    assert accuracy > 0.5  # chance: 0.09
+
+
+def test_a_small_training_is_recorded(trained):
+    course, folder = trained
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 26))
+    losses = [float(row["loss"]) for row in rows]
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("train_accuracy", "validation_accuracy"))
+    assert Image.open(folder / "history.png").width > 300
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "history.csv", "history.png"]
+
+
+# ---------------------------------------------------------------- command line
+
+
+@dataclass(frozen=True)
+class Weights:
+    folder: Path  # recognition.safetensors and verification.safetensors
+    said: str  # what train-verify printed
+
+
+@pytest.fixture(scope="module")
+def weights(prepared: Path, faces: FaceSet, trained, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    folder = tmp_path_factory.mktemp("weights")
+    fr.save_recogniser(folder / "recognition.safetensors", trained[0], faces, {"one_of_eleven_test": 0.5})
+    said = StringIO()
+    with redirect_stdout(said):
+        status = fr.main(["train-verify", "--prepared", str(prepared), "--device", "cpu",
+                          "--recogniser", str(folder / "recognition.safetensors"),
+                          "--verifier", str(folder / "verification.safetensors")])  # fmt: skip
+    assert status == 0
+    return Weights(folder, said.getvalue())
+
+
+@pytest.fixture
+def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the prepared faces where the commands look for them."""
+    shutil.copytree(prepared, tmp_path / "data" / "recognition", ignore=shutil.ignore_patterns("drawn_faces"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def workplace_with_weights(workplace: Path, weights: Weights) -> Path:
+    shutil.copytree(weights.folder, workplace / "weights")
+    return workplace
+
+
+def drawn_photo(prepared: Path, person: int, picture: int) -> Path:
+    return prepared / "drawn_faces" / f"person_{person:05d}" / f"{picture:04d}.jpg"
+
+
+def run_script(arguments: list[str], folder: Path, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, **options)
+
+
+def test_importing_does_nothing(tmp_path: Path):
+    path = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    done = run_script(["-c", "import face_recognition"], tmp_path, env=path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_the_script(tmp_path: Path):
+    done = run_script([str(SCRIPT), "--help"], tmp_path)
+    assert done.returncode == 0 and all(f"  {command} " in done.stdout for command in COMMANDS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        fr.main([command, "--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage:")
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["fly"], ["train", "--epochs", "0"], ["train", "--epochs", "-3"], ["prepare", "--drawn-people", "many"],
+    ["compare", "one.jpg"], ["compare", "a.jpg", "b.jpg", "--far", "0.5"], ["train", "--device", "abacus"],
+    ["train", "--learning-rate", "nan"], ["train", "--time-limit", "0"],
+])  # fmt: skip
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        fr.main(arguments)
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_download_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "dataset" / "lfwpeople" / "Some_One" / "Some_One_0001.jpg"
+    photo.parent.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(photo)
+    assert fr.main(["download", "lfw"]) == 0
+    assert "lfw: dataset/lfwpeople" in Path(capsys.readouterr().out).as_posix()
+
+
+def test_prepare_draws_faces_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawn, write_faces = [], synthetic.write_faces
+
+    def draw_fewer(folder: Path, people: int, pictures_per_person: int, seed: int) -> None:
+        drawn.append((people, pictures_per_person))
+        write_faces(folder, min(people, 4), 2, seed, workers=1)
+
+    monkeypatch.setattr(synthetic, "write_faces", draw_fewer)
+    assert fr.main(["prepare"]) == 0
+    said = capsys.readouterr().out
+    assert "There is no data set under dataset/" in said and "drawing 500 people" in said
+    assert "8 images of 4 people, 0 of them with one image; 0 files skipped" in said
+    assert len(datasets.load_faces(tmp_path / "data" / "recognition").images) == 8
+
+    assert fr.main(["prepare", "--drawn-people", "3", "--prepared", "elsewhere", "--seed", "5"]) == 0
+    assert "drawing 3 people" in capsys.readouterr().out
+    other = datasets.load_faces(tmp_path / "elsewhere")
+    assert drawn == [(500, 8), (3, 8)] and len(other.names) == 3
+    assert len(list((tmp_path / "elsewhere").glob("contact_sheet_*.png"))) == 1
+
+
+def test_prepare_names_the_bad_file_among_good_ones(prepared: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for person in (1, 2, 3):
+        shutil.copytree(drawn_photo(prepared, person, 1).parent, tmp_path / "photos" / f"Person {person}")
+    (tmp_path / "photos" / "Person 2" / "0003.jpg").write_text("no photo")
+    (tmp_path / "more" / "Person_1").mkdir(parents=True)
+    shutil.copy(drawn_photo(prepared, 4, 1), tmp_path / "more" / "Person_1" / "another.jpg")  # the same person
+    assert fr.main(["prepare", "--data", "photos", "--data", "more", "--center-crop", "0.8"]) == 0
+    said = capsys.readouterr().out
+    assert "photos: 17 images of 3 people" in said and "more: 1 images of 1 people" in said
+    assert f"skipped {Path('photos', 'Person 2', '0003.jpg')}:" in said
+    assert "18 images of 3 people, 0 of them with one image; 1 files skipped" in said
+    faces = datasets.load_faces("data/recognition")
+    np.testing.assert_array_equal(faces.images[0], face_pixels(faces.files[0], 80, 0.8))
+
+
+@pytest.mark.parametrize("arguments", [["--batch-size", "16"], ["--reference", "--batch-size", "60"]])
+def test_dry_run_goes_all_the_way_but_touches_no_weights(workplace: Path, capsys, arguments: list[str]):
+    assert fr.main(["train", "--dry-run", "--device", "cpu", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "32 people, 192 images to learn from, on cpu" in said
+    assert "epoch 1  loss" in said and "epoch 2  loss" in said and "epoch 3" not in said
+    model = fr.load_recogniser(workplace / "data" / "recognition" / "dry_run" / "recognition.safetensors", "cpu")
+    assert model.normalised is ("--reference" not in arguments)
+    assert model.metadata["settings"]["batch_size"] == int(arguments[-1])
+    assert not (workplace / "weights").exists()
+    assert {path.name for path in (workplace / "data" / "recognition").iterdir() if path.is_dir()} == {"dry_run"}
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytest.CaptureFixture):
+    arguments = ["train", "--epochs", "3", "--batch-size", "32", "--device", "cpu", "--recogniser", "mine.safetensors"]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], cwd=workplace, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    said = ""
+    while "epoch 1  loss" not in said:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        said += line
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert f"Stopped and saved. To go on: python3 {SCRIPT} {' '.join(arguments)} --resume" in out
+    assert not (workplace / "mine.safetensors").exists() and err == ""
+
+    assert fr.main([*arguments, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1  loss" not in out and "epoch 3  loss" in out and "best epoch: 3" in out
+    history = (workplace / "data" / "recognition" / "training" / "history.csv").read_text().splitlines()
+    assert len(history) == 1 + 3
+    metadata = fr.load_recogniser("mine.safetensors", "cpu").metadata
+    assert metadata["settings"]["epochs"] == 3 and metadata["settings"]["seed"] == 0
+    assert metadata["crop"] == {"size": 80, "color": False, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]}
+    assert metadata["data"]["splits"]["train"] == {"people": 32, "images": 192}
+    assert set(metadata["measured"]) == {"one_of_eleven_validation", "one_of_eleven_test"}
+    assert all(0 <= value <= 1 for value in metadata["measured"].values())
+
+
+def test_time_limit_ends_a_training_with_full_size_and_low_learning_rate(workplace: Path):
+    arguments = ["--epochs", "1000", "--time-limit", "0.1", "--device", "cpu", "--recogniser", "mine.safetensors"]
+    assert fr.main(["train", "--batch-size", "16", *arguments]) == 0
+    with open(workplace / "data" / "recognition" / "training" / "history.csv", newline="", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert int(last["epoch"]) < 1000
+    assert last["image_size"] == "80" and float(last["learning_rate"]) == pytest.approx(1e-5)
+
+
+def test_train_verify_reports_and_saves_its_thresholds(faces: FaceSet, weights: Weights):
+    verifier = fr.load_verifier(weights.folder / "verification.safetensors", "cpu")
+    assert list(verifier.thresholds) == ["0.1", "0.01", "0.001"]
+    assert "Test people:" in weights.said and "of 80 pairs right at score 0.5" in weights.said
+    for far, threshold in verifier.thresholds.items():
+        assert f"{float(far):.1%} was asked for: score {threshold:.3f}; on test people" in weights.said
+    # The thresholds are those of the weights that were saved, to the last bit.
+    model = fr.load_recogniser(weights.folder / "recognition.safetensors", "cpu")
+    part = fr.Part(faces, "validation", CPU)
+    assert fr.choose_thresholds(verifier, fr.embed(model, part.images), part) == verifier.thresholds
+
+
+def test_evaluate_prints_one_json_object(workplace_with_weights: Path, capsys: pytest.CaptureFixture):
+    assert fr.main(["evaluate", "--json", "--device", "cpu", "--charts", "charts"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {*INTERVALS, *(f"{name}_interval" for name in INTERVALS), "people", "pairs"} <= set(report)
+    assert (report["people"], report["images"], report["pairs"]) == (4, 24, 80)
+    for name in set(INTERVALS) - {"tar_at_far_0.01", "tar_at_far_0.001"}:  # not measurable with 40 pairs of strangers
+        low, high = report[f"{name}_interval"]
+        assert 0 <= low <= high <= 1 and 0 <= report[name] <= 1
+    assert report["tar_at_far_0.01"] is report["tar_at_far_0.001"] is None
+    assert report["roc_auc"] > 0.6
+    assert sorted(path.name for path in (workplace_with_weights / "charts").iterdir()) == ["roc.png", "scores.png"]
+
+
+def test_evaluate_prints_a_line_a_metric_for_people(workplace_with_weights: Path, capsys: pytest.CaptureFixture):
+    assert fr.main(["evaluate", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} >= set(INTERVALS)
+    assert all("[" in line and "]" in line for line in lines if line.startswith(("one_of_eleven", "roc_auc")))
+    assert any(line.startswith("4 people, 24 images, 80 pairs") for line in lines)
+    assert (workplace_with_weights / "data" / "evaluation" / "roc.png").exists()
+
+
+def lfw_tree(prepared: Path, folder: Path) -> list[str]:
+    """lfw/ of four drawn people; pairs.txt of two folds, of which one pair has a photo that is missing."""
+    for person, picture in itertools.product((1, 2, 3, 4), (1, 2, 3)):
+        name = f"Drawn_Person{person}"
+        (folder / "lfw" / name).mkdir(parents=True, exist_ok=True)
+        Image.open(drawn_photo(prepared, person, picture)).save(
+            folder / "lfw" / name / f"{name}_{picture:04d}.{'png' if person == 2 else 'jpg'}")
+    same = [f"Drawn_Person{person}\t1\t{other}" for person in (1, 2, 3, 4) for other in (2, 3)]
+    different = [f"Drawn_Person{a}\t{picture}\tDrawn_Person{b}\t{picture}"
+                 for a, b in ((1, 2), (3, 4), (1, 3), (2, 4)) for picture in (1, 2)]
+    different[5] = "Drawn_Person1\t99\tDrawn_Person3\t1"
+    lines = ["2\t4", *same[:4], *different[:4], *same[4:], *different[4:]]
+    (folder / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return ["--images", "lfw", "--pairs", "pairs.txt"]
+
+
+def test_evaluate_by_the_protocol_of_lfw(prepared: Path, workplace_with_weights: Path, capsys):
+    arguments = lfw_tree(prepared, workplace_with_weights)
+    assert fr.main(["evaluate", *arguments, "--json", "--device", "cpu", "--center-crop", "0.9"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["pairs"], report["pairs_skipped"], report["people"], report["images"]) == (15, 1, 4, 12)
+    (line,) = err.splitlines()
+    assert line.startswith("skipped: ") and "Drawn_Person1_0099.jpg" in line
+    assert 0 <= report["accuracy"] <= 1 and report["standard_error"] >= 0
+    low, high = report["accuracy_interval"]
+    assert low <= report["accuracy"] <= high
+
+
+def test_compare_says_same_or_different(prepared: Path, faces: FaceSet, workplace_with_weights: Path, capsys):
+    photo = str(drawn_photo(prepared, 1, 1))
+    assert fr.main(["compare", photo, photo, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("same person: score ")
+
+    model, verifier = fr.load_recogniser(device="cpu"), fr.load_verifier(device="cpu")
+    embeddings = fr.embed(model, faces.images)
+    first, second = np.triu_indices(len(embeddings), k=1)
+    least = int(np.argmin(fr.score_pairs(verifier, embeddings, first, second)))
+    a, b = faces.files[first[least]], faces.files[second[least]]
+    assert fr.main(["compare", a, b, "--far", "0.1", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    distance = float((embeddings[first[least]] - embeddings[second[least]]).norm())
+    assert out.startswith("different people: score ") and f"distance {distance:.3f}" in out
+    assert f"same from {verifier.thresholds['0.1']:.3f} on, which 10.0% of strangers reach" in out
+
+
+def assert_error(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    """Exit status 2 and one line that says why."""
+    assert fr.main([*arguments]) == 2
+    err = capsys.readouterr().err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["train", "--prepared", "nowhere"], "images.npy is missing: run prepare first"),
+    (["train-verify", "--recogniser", "no.safetensors"], "no.safetensors is missing"),
+    (["train", "--resume"], "checkpoint.pt is missing: there is no training to resume"),
+    (["prepare", "--data", "nowhere"], "nowhere is not a folder"),
+    (["prepare", "--data", "data"], "None of the"),
+    (["evaluate"], "recognition.safetensors is missing"),
+    (["evaluate", "--recogniser", "text.jpg"], "text.jpg is not a weights file"),
+    (["compare", "text.jpg", "text.jpg"], "recognition.safetensors is missing"),
+])  # fmt: skip
+def test_what_is_missing_is_one_clear_line(workplace: Path, capsys, arguments: list[str], message: str):
+    (workplace / "text.jpg").write_text("no photo")
+    (workplace / "data" / "someone").mkdir()
+    shutil.copy("text.jpg", workplace / "data" / "someone")
+    for sheet in (workplace / "data" / "recognition").glob("*.png"):
+        sheet.unlink()
+    assert_error(arguments, message, capsys)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["compare", "text.jpg", "text.jpg"], "text.jpg is no photo"),
+    (["compare", "nobody.jpg", "text.jpg"], "nobody.jpg does not exist"),
+    (["evaluate", "--images", "lfw"], "--images DIR and --pairs FILE go together"),
+    (["evaluate", "--pairs", "pairs.txt"], "--images DIR and --pairs FILE go together"),
+    (["evaluate", "--images", "lfw", "--pairs", "no.txt"], "no.txt is missing"),
+    (["evaluate", "--prepared", "nowhere"], "run prepare first"),
+    (["evaluate", "--verifier", "weights/recognition.safetensors"], "holds resnet18-256-128-32, not linear-32"),
+    (["evaluate", "--recogniser", "other.safetensors"], "does not belong to other.safetensors: run train-verify"),
+    (["compare", "text.jpg", "text.jpg", "--recogniser", "other.safetensors"], "does not belong to"),
+])  # fmt: skip
+def test_what_does_not_fit_is_one_clear_line(workplace_with_weights: Path, capsys, arguments: list[str], message: str):
+    (workplace_with_weights / "text.jpg").write_text("no photo")
+    tensors, metadata = training.read_weights("weights/recognition.safetensors", fr.ARCHITECTURE)
+    model = fr.Recogniser()
+    training.load_tensors(model, tensors, "weights")
+    training.save_weights("other.safetensors", model, metadata | {"epoch": -1})
+    assert_error(arguments, message, capsys)
+
+
+def test_pairs_without_their_photos_are_an_error(workplace_with_weights: Path, prepared: Path, capsys):
+    arguments = lfw_tree(prepared, workplace_with_weights)
+    (workplace_with_weights / "empty").mkdir()
+    assert fr.main(["evaluate", *arguments, "--images", "empty"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: empty lacks the photos of pairs.txt")
+
+
+def test_too_few_people_to_learn_from_is_said(prepared: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for person in (1, 2, 3):
+        shutil.copytree(drawn_photo(prepared, person, 1).parent, tmp_path / "photos" / f"Person {person}")
+    assert fr.main(["prepare", "--data", "photos"]) == 0
+    capsys.readouterr()
+    assert_error(["train", "--device", "cpu"], "prepare more data", capsys)
+
+
+def test_another_split_is_noted(faces: FaceSet, capsys: pytest.CaptureFixture):
+    def trained_on(digest: str) -> SimpleNamespace:
+        return SimpleNamespace(metadata={"data": {"split_digest": digest}})
+
+    fr.note_other_split(trained_on(faces.summary["split_digest"]), faces)
+    assert capsys.readouterr() == ("", "")
+    fr.note_other_split(trained_on("another"), faces)
+    assert "another set of people" in capsys.readouterr().err
