@@ -9,7 +9,7 @@ WEIGHTS = $(RECOGNISER) --verifier $(DEMO)/verification.safetensors
 
 demo: .venv/installed
 	$(RUN) face_recognition.py prepare --drawn-people 600 --prepared $(DEMO)
-	$(RUN) face_recognition.py train --prepared $(DEMO) $(RECOGNISER) --time-limit 2
+	$(RUN) face_recognition.py train --prepared $(DEMO) $(RECOGNISER) --time-limit 2.5 --batch-size 64
 	$(RUN) face_recognition.py train-verify --prepared $(DEMO) $(WEIGHTS)
 	$(RUN) face_recognition.py evaluate --prepared $(DEMO) $(WEIGHTS) --charts $(DEMO)
 	$(RUN) face_recognition.py compare $(WEIGHTS) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00011/0002.jpg || test $$? -eq 1

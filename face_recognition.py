@@ -14,8 +14,16 @@ every training image, all of them are ranked by their distance to the anchor, an
 since mislabelled photos and look-alikes are among them. The verifier is one linear layer over the 32 squared
 differences of two embeddings.
 
-`train --reference` does this plainly: 33 triplets of ten negatives a step. By default, what measured better:
-MEASURED
+`train --reference` does this plainly. By default, everybody in a batch is anchor, positive and negative at once (a
+smooth triplet loss on embeddings of length 1), mining decides who meets in a batch from 40 % of the training on, the
+learning rate falls, and faces are varied. Tried on real faces, share of validation faces nearer to their own person
+than to ten strangers: 128 images a batch reach 44.2 % after 25,000 images, 240 need 32,000 for 44.9 %; mined negatives
+straight from the memory, from the second epoch on: 37.6 % after 28,000, left out. Weaker variation of the faces
+(rotation 8° for 12°, and so on): the next epoch gained 4.6 points, the one before 1.1. Small faces first (48x48 for
+half of the time) is faster, but the change of size costs accuracy that a short training does not win back.
+
+Published weights: 85 minutes on two cores; 71.2 % of faces of unseen people nearer to their own person than to ten
+strangers, 88.6 % of pairs right; see weights/MODEL_CARD.md.
 """
 
 import argparse
@@ -66,13 +74,11 @@ class Settings:
     scale: float = 16.0  # how much the hardest negatives count more than the others
     margin: float = 0.1  # how much nearer the positive has to be than a negative
     mine_from: float = 0.4  # part of the training after which mining decides who meets in a batch
-    sizes: tuple[tuple[float, int], ...] = ((0.5, 48), (1.0, IMAGE_SIZE))  # until this part of the training: pixels
+    sizes: tuple[tuple[float, int], ...] = ((1.0, IMAGE_SIZE),)  # until this part of the training: pixels
     seed: int = 0
 
 
-REFERENCE = Settings(
-    reference=True, epochs=200, batch_size=400, weight_decay=0.0, margin=0.2, sizes=((1.0, IMAGE_SIZE),)
-)
+REFERENCE = Settings(reference=True, epochs=200, batch_size=400, weight_decay=0.0, margin=0.2)
 
 
 # ---------------------------------------------------------------- data
@@ -148,7 +154,8 @@ def mine_negatives(
     but by one matrix product and one top-k for 64 anchors at a time instead of a sort for each. Where there are
     fewer than skip + count strangers, fewer are skipped; where there are fewer than count, all are returned.
     """
-    own = int(torch.bincount(people)[anchor_people].max())  # images of the most photographed anchor
+    photos = torch.bincount(people, minlength=int(anchor_people.max()) + 1)
+    own = int(photos[anchor_people].max())  # of the most photographed anchor
     count = min(count, len(people) - own)
     skip = min(skip, len(people) - own - count)
     lengths = memory.square().sum(1)  # (N,)
@@ -240,7 +247,7 @@ class Course:
 
     def load(self, path: Path) -> None:
         state = training.load_checkpoint(path, self.device)
-        if state["settings"] != repr(self.settings) or state["memory"].shape != self.memory.shape:
+        if state.get("settings") != repr(self.settings) or state["memory"].shape != self.memory.shape:
             raise InputError(f"{path} is of a training with other settings or data: use the same, or drop --resume.")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -433,14 +440,14 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
             if course.step == 0:
                 course.plan = plan_epoch(course, mine=done >= settings.mine_from)[: 2 if dry_run else None]
             for batch in tqdm(course.plan[course.step :], f"epoch {course.epoch}", leave=False, disable=None):
+                if interruption.requested:
+                    course.save(folder / "checkpoint.pt")
+                    raise KeyboardInterrupt
                 done = part_done(course, minutes)
                 if done == 1:
                     break
                 train_step(course, batch.to(device), done, precision)
                 course.seconds = time.monotonic() - clock
-                if interruption.requested:
-                    course.save(folder / "checkpoint.pt")
-                    raise KeyboardInterrupt
             finish_epoch(course, validation, done, precision)
             course.save(folder / "checkpoint.pt")
             training.write_history(folder / "history.csv", course.history)
@@ -699,7 +706,7 @@ def command_train(args: argparse.Namespace) -> int:
     chosen = ((name, getattr(args, name)) for name in ("epochs", "batch_size", "learning_rate", "seed"))
     settings = replace(settings, **{name: value for name, value in chosen if value is not None})
     if args.dry_run:
-        settings = replace(settings, epochs=2, sizes=REFERENCE.sizes)
+        settings = replace(settings, epochs=2)
     folder = args.prepared / ("dry_run" if args.dry_run else "reference" if args.reference else "training")
     device = training.choose_device(args.device)
     print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} images "
@@ -727,6 +734,7 @@ def command_train_verify(args: argparse.Namespace) -> int:
     embeddings = {name: embed(model, part.images, precision=args.precision) for name, part in parts.items()}
     verifier = train_verifier(embeddings["train"], parts["train"], args.epochs, args.seed)
     center_at_half(verifier, embeddings["validation"], parts["validation"])
+    verifier.half().float()  # as it will be saved: the thresholds are to fit to the last bit
     thresholds = choose_thresholds(verifier, embeddings["validation"], parts["validation"])
 
     test, part = embeddings["test"], parts["test"]

@@ -429,7 +429,7 @@ def load_faces(folder: str | Path) -> FaceSet:
         raise InputError(f"{folder / missing[0]} is missing: run prepare first.")
     summary = read_json(folder / "summary.json")
     try:
-        images = np.load(folder / "images.npy", mmap_mode="r")
+        images = np.load(folder / "images.npy", mmap_mode="c")  # torch warns of arrays that cannot be written to
         with open(folder / "index.csv", encoding="utf-8", newline="") as file:
             index = list(csv.DictReader(file))
         rows = [int(line["row"]) for line in index]

@@ -190,30 +190,30 @@ class Circumstances:
 
     # pose: yaw > 0 looks to the viewer's right, pitch > 0 looks down, roll > 0 leans clockwise
     yaw: float
-    pitch: float = _between(-0.12, 0.12)
-    roll: float = _between(-0.11, 0.11)
+    pitch: float = _between(-0.09, 0.09)
+    roll: float = _between(-0.07, 0.07)
     # framing, in parts of the picture's side
-    shift_x: float = _between(-0.03, 0.03)
-    shift_y: float = _between(-0.03, 0.03)
-    enlarge: float = _between(0.94, 1.06)
+    shift_x: float = _between(-0.02, 0.02)
+    shift_y: float = _between(-0.02, 0.02)
+    enlarge: float = _between(0.96, 1.04)
     # expression
-    smile: float = _between(-0.4, 1.0)
-    mouth_open: float = _between(-0.12, 0.16)  # below 0 is closed
+    smile: float = _between(-0.30, 0.80)
+    mouth_open: float = _between(-0.14, 0.12)  # below 0 is closed
     brow_raise: float = _between(-0.04, 0.07)
     eyes_open: float = _between(0.65, 1.15)
     gaze_x: float = _between(-0.05, 0.05)
     gaze_y: float = _between(-0.02, 0.02)
     # light: where it comes from and how hard it is
-    light_x: float = _between(-0.55, 0.55)
-    light_y: float = _between(-0.60, 0.10)
-    ambient: float = _between(0.45, 0.70)
+    light_x: float = _between(-0.40, 0.40)
+    light_y: float = _between(-0.50, 0.00)
+    ambient: float = _between(0.50, 0.70)
     shine: float = _between(0.0, 0.25)
     warmth: float = _between(-0.12, 0.12)
     # camera
-    exposure: float = _between(0.85, 1.12)
+    exposure: float = _between(0.88, 1.10)
     gamma: float = _between(0.90, 1.10)
-    blur: float = _between(-1.00, 0.80)  # pixels of a 112 pixel picture; below 0 is sharp
-    noise: float = _between(0.00, 0.02)
+    blur: float = _between(-1.20, 0.70)  # pixels of a 112 pixel picture; below 0 is sharp
+    noise: float = _between(0.00, 0.01)
     quality: float = _between(30, 95)  # JPEG
     # rare things: a grey picture, glasses, a hat
     grey: float = _between(0, 1)
@@ -222,19 +222,19 @@ class Circumstances:
 
     @property
     def is_grey(self) -> bool:
-        return self.grey > 0.92
+        return self.grey > 0.95
 
     @property
     def has_glasses(self) -> bool:
-        return self.glasses > 0.8
+        return self.glasses > 0.88
 
     @property
     def has_hat(self) -> bool:
-        return self.hat > 0.9
+        return self.hat > 0.94
 
 
 def _circumstances(rng: np.random.Generator) -> Circumstances:
-    return Circumstances(yaw=float(np.clip(rng.normal(0, 0.18), -0.7, 0.7)), **_draw_lots(Circumstances, rng))
+    return Circumstances(yaw=float(np.clip(rng.normal(0, 0.14), -0.7, 0.7)), **_draw_lots(Circumstances, rng))
 
 
 # Background and camera -------------------------------------------------------------------------------------

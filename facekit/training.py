@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from facekit.files import InputError, written_whole
@@ -87,7 +87,7 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -
         if not torch.isfinite(value).all():
             raise InputError(f"{path} was not written: {name} is not finite in float16; lower --learning-rate.")
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"facekit": json.dumps(metadata, ensure_ascii=False)})
+        temporary.write_bytes(save(tensors, {"facekit": json.dumps(metadata, ensure_ascii=False)}))
 
 
 def read_weights(path: str | Path, architecture: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -103,8 +103,9 @@ def read_weights(path: str | Path, architecture: str) -> tuple[dict[str, torch.T
         raise InputError(f"{path} is missing: train it first, or get the published weights.") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is not a weights file of this project ({error}): train it again.") from None
-    if metadata["architecture"] != architecture:
-        raise InputError(f"{path} holds {metadata['architecture']}, not {architecture}: name the right file.")
+    found = metadata.get("architecture", "something else")
+    if found != architecture:
+        raise InputError(f"{path} holds {found}, not {architecture}: name the right file.")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, metadata
 
 

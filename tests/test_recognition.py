@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -50,8 +51,22 @@ def toy_faces(train: Sequence[int], validation: Sequence[int] = ()) -> FaceSet:
     return FaceSet(images, people, [f"person {i}" for i in range(len(photos))], split, split, [], {})
 
 
+def toy_resnet(num_classes: int) -> nn.Module:
+    """In place of ResNet18 where it does not matter how well a face is learnt: much faster."""
+    layers = {"conv1": nn.Conv2d(3, 64, 7), "norm": nn.BatchNorm2d(64), "relu": nn.ReLU(),
+              "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(64, num_classes)}  # fmt: skip
+    return nn.Sequential(OrderedDict(layers))
+
+
+@pytest.fixture
+def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fr, "resnet18", toy_resnet)
+
+
 def toy_course(train: Sequence[int], **choices: object) -> fr.Course:
-    return fr.Course(fr.Part(toy_faces(train), "train", CPU), replace(fr.Settings(), **choices), CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fr, "resnet18", toy_resnet)
+        return fr.Course(fr.Part(toy_faces(train), "train", CPU), replace(fr.Settings(), **choices), CPU)
 
 
 def random_unit(*shape: int, seed: int = 0) -> Tensor:
@@ -561,7 +576,9 @@ def test_centering_a_verifier_that_is_worse_than_chance_keeps_it_finite(bias: fl
 
 def test_faces_grow_and_the_learning_rate_rises_then_falls():
     default = fr.Settings()
-    assert [fr.image_size(default, done) for done in (0, 0.44, 0.46, 0.79, 0.81, 0.999)] == [48, 48, 64, 64, 80, 80]
+    assert fr.image_size(default, 0) == fr.image_size(default, 0.999) == 80
+    growing = replace(default, sizes=((0.5, 48), (1.0, 80)))
+    assert [fr.image_size(growing, done) for done in (0, 0.49, 0.51, 0.999)] == [48, 48, 80, 80]
     rates = [fr.learning_rate(default, done) for done in np.linspace(0, 1, 201)]
     highest = int(np.argmax(rates))
     assert 0.02 <= highest / 200 <= 0.06 and rates[highest] == pytest.approx(default.learning_rate, rel=0.02)
@@ -590,7 +607,7 @@ def test_patience_ends_after_20_epochs_without_a_good_one(accuracies: list[float
     assert fr.out_of_patience(course) is stops
 
 
-def test_training_stops_early_and_gives_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_training_stops_early_and_gives_the_best_weights(toy_backbone, tmp_path: Path, monkeypatch):
     accuracies, weights = iter([0.5, 0.9, 0.4, 0.4, 0.4]), []
 
     def measured(model: nn.Module, *_: object) -> float:
@@ -607,7 +624,7 @@ def test_training_stops_early_and_gives_the_best_weights(tmp_path: Path, monkeyp
     assert any(not torch.equal(value, weights[3][name]) for name, value in course.model.state_dict().items())
 
 
-def test_a_loss_that_is_no_number_names_epoch_and_step(tmp_path: Path):
+def test_a_loss_that_is_no_number_names_epoch_and_step(toy_backbone, tmp_path: Path):
     choices = replace(fr.Settings(), epochs=2, batch_size=9, learning_rate=1e30, sizes=((1.0, 32),))
     with pytest.raises(InputError, match="nan at epoch 1, step 1: lower --learning-rate"):
         fr.train(toy_faces([4] * 6, [2] * 2), choices, tmp_path, CPU, "float32")
@@ -622,7 +639,9 @@ COURSES = {"default": DEFAULT_COURSE, "reference": REFERENCE_COURSE}  # of three
 
 def train_toy(method: str, folder: Path, resume: bool = False) -> fr.Course:
     faces = toy_faces([4] * 8, validation=[3] * 3)
-    return fr.train(faces, COURSES[method], folder, CPU, "float32", resume=resume, dry_run=method == "reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fr, "resnet18", toy_resnet)
+        return fr.train(faces, COURSES[method], folder, CPU, "float32", resume=resume, dry_run=method == "reference")
 
 
 @pytest.fixture(scope="module")
@@ -664,18 +683,20 @@ def without_minutes(history: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize(("method", "stop", "step"), [
-    ("default", press_ctrl_c, 2),
-    ("default", press_ctrl_c, 3),  # the last of the epoch
+    *(("default", press_ctrl_c, step) for step in (1, 2, 3, 4, 5, 6)),  # 3 ends an epoch, 6 ends all
+    *(("reference", press_ctrl_c, step) for step in (1, 2, 3)),
     ("default", cut_power, 4),  # goes on from the end of the first epoch
-    ("default", press_ctrl_c, 5),
-    ("default", press_ctrl_c, 6),  # the last of all
-    ("reference", press_ctrl_c, 3),
+    ("reference", cut_power, 3),
 ])  # fmt: skip
 def test_a_resumed_training_is_as_one_never_stopped(never_stopped, tmp_path: Path, monkeypatch, method, stop, step):
     with monkeypatch.context() as patch:
         stop(patch, step)
-        with pytest.raises((KeyboardInterrupt, OSError)):
+        try:
             train_toy(method, tmp_path)
+        except (KeyboardInterrupt, OSError):
+            pass
+        else:
+            assert step == 6  # the training may as well end
     resumed = train_toy(method, tmp_path, resume=True)
     expected, folder = never_stopped[method]
     assert without_minutes(resumed.history) == without_minutes(expected.history)
@@ -703,7 +724,7 @@ BAD_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
-def test_a_checkpoint_that_does_not_fit_is_not_resumed(never_stopped, tmp_path: Path, kind: str):
+def test_a_checkpoint_that_does_not_fit_is_not_resumed(never_stopped, toy_backbone, tmp_path: Path, kind: str):
     shutil.copy(never_stopped["default"][1] / "checkpoint.pt", tmp_path)
     BAD_CHECKPOINTS[kind](tmp_path / "checkpoint.pt")
     choices = replace(DEFAULT_COURSE, seed=1) if kind == "of other settings" else DEFAULT_COURSE
@@ -711,7 +732,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(never_stopped, tmp_path: 
         fr.train(toy_faces([4] * 8, [3] * 3), choices, tmp_path, CPU, "float32", resume=True)
 
 
-def test_other_data_are_not_resumed(never_stopped, tmp_path: Path):
+def test_other_data_are_not_resumed(never_stopped, toy_backbone, tmp_path: Path):
     shutil.copy(never_stopped["default"][1] / "checkpoint.pt", tmp_path)
     with pytest.raises(InputError, match="other settings or data"):
         fr.train(toy_faces([4] * 9, [3] * 3), DEFAULT_COURSE, tmp_path, CPU, "float32", resume=True)
@@ -802,7 +823,7 @@ def test_importing_does_nothing(tmp_path: Path):
 
 def test_help_of_the_script(tmp_path: Path):
     done = run_script([str(SCRIPT), "--help"], tmp_path)
-    assert done.returncode == 0 and all(f"  {command} " in done.stdout for command in COMMANDS)
+    assert done.returncode == 0 and set(COMMANDS) <= set(done.stdout.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -872,7 +893,7 @@ def test_prepare_names_the_bad_file_among_good_ones(prepared: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("arguments", [["--batch-size", "16"], ["--reference", "--batch-size", "60"]])
-def test_dry_run_goes_all_the_way_but_touches_no_weights(workplace: Path, capsys, arguments: list[str]):
+def test_dry_run_goes_all_the_way_but_touches_no_weights(workplace: Path, toy_backbone, capsys, arguments: list[str]):
     assert fr.main(["train", "--dry-run", "--device", "cpu", *arguments]) == 0
     said = capsys.readouterr().out
     assert "32 people, 192 images to learn from, on cpu" in said
@@ -885,7 +906,7 @@ def test_dry_run_goes_all_the_way_but_touches_no_weights(workplace: Path, capsys
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytest.CaptureFixture):
-    arguments = ["train", "--epochs", "3", "--batch-size", "32", "--device", "cpu", "--recogniser", "mine.safetensors"]
+    arguments = ["train", "--epochs", "2", "--batch-size", "32", "--device", "cpu", "--recogniser", "mine.safetensors"]
     process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], cwd=workplace, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     said = ""
@@ -901,18 +922,18 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytes
 
     assert fr.main([*arguments, "--resume"]) == 0
     out = capsys.readouterr().out
-    assert "epoch 1  loss" not in out and "epoch 3  loss" in out and "best epoch: 3" in out
+    assert "epoch 1  loss" not in out and "epoch 2  loss" in out and "best epoch: " in out
     history = (workplace / "data" / "recognition" / "training" / "history.csv").read_text().splitlines()
-    assert len(history) == 1 + 3
+    assert len(history) == 1 + 2
     metadata = fr.load_recogniser("mine.safetensors", "cpu").metadata
-    assert metadata["settings"]["epochs"] == 3 and metadata["settings"]["seed"] == 0
+    assert metadata["settings"]["epochs"] == 2 and metadata["settings"]["seed"] == 0
     assert metadata["crop"] == {"size": 80, "color": False, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]}
     assert metadata["data"]["splits"]["train"] == {"people": 32, "images": 192}
     assert set(metadata["measured"]) == {"one_of_eleven_validation", "one_of_eleven_test"}
     assert all(0 <= value <= 1 for value in metadata["measured"].values())
 
 
-def test_time_limit_ends_a_training_with_full_size_and_low_learning_rate(workplace: Path):
+def test_time_limit_ends_a_training_with_full_size_and_low_learning_rate(workplace: Path, toy_backbone):
     arguments = ["--epochs", "1000", "--time-limit", "0.1", "--device", "cpu", "--recogniser", "mine.safetensors"]
     assert fr.main(["train", "--batch-size", "16", *arguments]) == 0
     with open(workplace / "data" / "recognition" / "training" / "history.csv", newline="", encoding="utf-8") as file:
