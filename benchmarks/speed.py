@@ -93,16 +93,6 @@ def training_step(rounds: int, size: int, batch: int = 128) -> tuple[str, str, s
     return f"training at {size}×{size}, {how}", "images/s", "plain float32", batch / a, batch / b
 
 
-def training_course(rounds: int) -> tuple[str, str, str, float, float]:
-    """The mean over the sizes of a training, against every step at full size in plain float32."""
-    done, ours = 0.0, 0.0
-    for until, size in face_recognition.Settings.sizes:  # parts of the time
-        ours += (until - done) * training_step(rounds, size)[3]
-        done = until
-    _, unit, _, _, plain = training_step(rounds, face_recognition.IMAGE_SIZE)
-    return "a whole training, small faces first", unit, "plain float32, always 80×80", ours, plain
-
-
 def precision(rounds: int, count: int = 256) -> tuple[str, str, str, float, float]:
     """bfloat16 against float32: the speed, and how far the published model's embeddings of drawn faces part."""
     model = face_recognition.load_recogniser()
@@ -151,7 +141,6 @@ def main() -> None:
     for measured in (
         mining(rounds),
         training_step(rounds, 80),
-        training_course(rounds),
         precision(rounds),
         embedding(rounds),
         prepare(min(rounds, 3)),
