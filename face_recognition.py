@@ -20,7 +20,7 @@ learning rate falls, and faces are varied. Tried on real faces, share of validat
 than to ten strangers: 128 images a batch reach 44.2 % after 25,000 images, 240 need 32,000 for 44.9 %; mined negatives
 straight from the memory, from the second epoch on: 37.6 % after 28,000, left out. Weaker variation of the faces
 (rotation 8° for 12°, and so on): the next epoch gained 4.6 points, the one before 1.1. Small faces first (48x48 for
-half of the time) is faster, but the change of size costs accuracy that a short training does not win back.
+half of the time) is faster, but the change of size cost more accuracy than a short training wins back.
 
 Published weights: 85 minutes on two cores; 71.2 % of faces of unseen people nearer to their own person than to ten
 strangers, 88.6 % of pairs right; see weights/MODEL_CARD.md.
@@ -30,9 +30,8 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from facekit import charts, datasets, metrics, synthetic, training
+from facekit import charts, commands, datasets, metrics, synthetic, training
 from facekit.files import InputError
 from facekit.images import MAX_PIXELS, face_pixels
 
@@ -53,6 +52,7 @@ MINED_NEGATIVES = 7  # are mined and the others random
 SKIPPED_NEAREST = 20  # mislabelled images and look-alikes are among the 20 nearest strangers
 PATIENCE = 20  # epochs without a validation accuracy within 1 % of the best
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
+NEAREST = 10  # gallery faces that the verifier looks at, to name a face
 PICTURES_PER_DRAWN_PERSON = 8
 
 ARCHITECTURE = "resnet18-256-128-32"
@@ -74,7 +74,6 @@ class Settings:
     scale: float = 16.0  # how much the hardest negatives count more than the others
     margin: float = 0.1  # how much nearer the positive has to be than a negative
     mine_from: float = 0.4  # part of the training after which mining decides who meets in a batch
-    sizes: tuple[tuple[float, int], ...] = ((1.0, IMAGE_SIZE),)  # until this part of the training: pixels
     seed: int = 0
 
 
@@ -84,8 +83,8 @@ REFERENCE = Settings(reference=True, epochs=200, batch_size=400, weight_decay=0.
 # ---------------------------------------------------------------- data
 
 
-def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Packed crops (B, 1, 80, 80) uint8 -> varied faces (B, 1, size, size) float in 0..1.
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Packed crops (B, 1, 80, 80) uint8 -> varied faces (B, 1, 80, 80) float in 0..1.
 
     Rotation up to 8°, scale up to 10 %, shift up to 3 % of the width, mirroring, brightness, contrast, gamma, and on
     every fourth face a patch hidden. The random numbers come from the CPU, so they are the same on every device.
@@ -99,27 +98,24 @@ def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     mirror = uniform(-1, 1).sign()
     x_axis = torch.stack([mirror * zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.06, 0.06)], dim=2)
     y_axis = torch.stack([mirror * zoom * angle.sin(), zoom * angle.cos(), uniform(-0.06, 0.06)], dim=2)
-    grid = F.affine_grid(torch.cat([x_axis, y_axis], dim=1), [count, 1, size, size], align_corners=False)
+    grid = F.affine_grid(torch.cat([x_axis, y_axis], dim=1), list(images.shape), align_corners=False)
     faces = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
 
     gamma, contrast, brightness = uniform(-0.25, 0.25).exp(), uniform(0.8, 1.2), uniform(-0.1, 0.1)
     faces = faces.clamp(0, 1) ** gamma[:, :, None, None]
     faces = ((faces - 0.5) * contrast[:, :, None, None] + 0.5 + brightness[:, :, None, None]).clamp(0, 1)
 
-    pixels = torch.linspace(0, 1, size, device=device)  # (S,)
+    pixels = torch.linspace(0, 1, IMAGE_SIZE, device=device)
     half_width = uniform(0, 0.2) * (uniform(0, 1) < 0.25)  # (B, 1); 0 hides nothing
-    columns_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
-    rows_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
-    hidden = (rows_hidden[:, :, None] & columns_hidden[:, None, :])[:, None]  # (B, 1, S, S)
+    columns_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, 80)
+    rows_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, 80)
+    hidden = (rows_hidden[:, :, None] & columns_hidden[:, None, :])[:, None]  # (B, 1, 80, 80)
     return torch.where(hidden, uniform(0, 1)[:, :, None, None], faces)
 
 
-def unvaried(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
-    """Packed crops (B, 1, 80, 80) uint8 -> faces (B, 1, size, size) float in 0..1, as they are."""
-    faces = images.float() / 255
-    if size != images.shape[-1]:
-        faces = F.interpolate(faces, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return faces
+def unvaried(images: Tensor) -> Tensor:
+    """Packed crops (B, 1, 80, 80) uint8 -> faces (B, 1, 80, 80) float in 0..1, as they are."""
+    return images.float() / 255
 
 
 # ---------------------------------------------------------------- model
@@ -219,47 +215,29 @@ class Part:
                              "too few to learn from; prepare more data.")
 
 
-class Course:
-    """A training on its way: model, optimiser, memory and counters. Saved whole, it goes on as if never stopped."""
+class Course(training.Course):
+    """A training of the recogniser: with a memory of the latest embedding of every training image."""
 
-    SAVED = ("epoch", "step", "seconds", "plan", "memory", "memory_epoch", "best_accuracy", "best_epoch",
-             "best_weights", "history", "losses", "right", "anchors")  # fmt: skip
+    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors")
 
-    def __init__(self, people: Part, settings: Settings, device: torch.device):
-        self.settings, self.people, self.device = settings, people, device
+    def __init__(self, people: Part, settings: Settings, folder: Path, device: torch.device, precision: str = "auto"):
         training.seed_everything(settings.seed)
-        self.model = Recogniser(normalised=not settings.reference).to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        model = Recogniser(normalised=not settings.reference).to(device, memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.memory = torch.zeros(len(people.images), EMBEDDING_SIZE, device=device)  # latest embedding of each image
+        super().__init__(model, optimizer, settings, folder)
+        self.people, self.precision = people, precision
+        self.memory = torch.zeros(len(people.images), EMBEDDING_SIZE, device=device)
         self.memory_epoch = torch.zeros(len(people.images), dtype=torch.int64, device=device)  # when it was made
-        self.epoch, self.step, self.seconds = 1, 0, 0.0  # what is to be done next, and the time it took so far
-        self.plan: list[Tensor] = []  # the batches of the present epoch
-        self.best_accuracy, self.best_epoch, self.best_weights = -1.0, 0, {}
-        self.history: list[dict] = []
-        self.losses, self.right, self.anchors = 0.0, 0, 0  # sums over the present epoch
-
-    def save(self, path: Path) -> None:
-        state = {name: getattr(self, name) for name in self.SAVED} | {"settings": repr(self.settings)}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        training.save_checkpoint(path, state)
-
-    def load(self, path: Path) -> None:
-        state = training.load_checkpoint(path, self.device)
-        if state.get("settings") != repr(self.settings) or state["memory"].shape != self.memory.shape:
-            raise InputError(f"{path} is of a training with other settings or data: use the same, or drop --resume.")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in self.SAVED:
-            setattr(self, name, state[name])
+        self.right, self.anchors = 0, 0  # sums over the present epoch
 
     def remember(self, rows: Tensor, embeddings: Tensor) -> None:
         self.memory[rows] = embeddings.detach()
         self.memory_epoch[rows] = self.epoch
 
 
-def plan_epoch(course: Course, mine: bool) -> list[Tensor]:
+def plan_epoch(course: Course) -> list[Tensor]:
     """Batches of rows (B,): every person with two photos comes once, with `images_per_person` random photos at most.
 
     People come in random order, or in groups of look-alikes. The reference comes to each person twice and takes
@@ -270,7 +248,7 @@ def plan_epoch(course: Course, mine: bool) -> list[Tensor]:
     if settings.reference:
         return plan_pairs(photos_of, settings.batch_size // (2 + NEGATIVES), random)
     photos = [random.permutation(rows)[: settings.images_per_person] for rows in photos_of]
-    mine = mine and course.epoch > 1  # before, the memory is empty
+    mine = course.done >= settings.mine_from and course.epoch > 1  # before, the memory is empty
     order = group_look_alikes(course, photos, random) if mine else random.permutation(len(photos))
     batch_of_person = np.cumsum([len(photos[i]) for i in order]) // settings.batch_size
     people_of_batch = np.split(order, np.flatnonzero(np.diff(batch_of_person)) + 1)
@@ -333,10 +311,10 @@ def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.ran
     return chosen
 
 
-def smooth_step(course: Course, rows: Tensor, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def smooth_step(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """rows (B,) of images -> the smooth triplet loss, and which anchors are right (B,)."""
     people = course.people.people[rows]  # (B,)
-    embeddings = course.model(augment(course.people.images[rows], size, random))  # (B, 32)
+    embeddings = course.model(augment(course.people.images[rows], random))  # (B, 32)
     course.remember(rows, embeddings)
     loss = smooth_triplet_loss(embeddings, people, course.settings.scale, course.settings.margin)
     return loss, one_of_eleven_in_batch(embeddings.detach(), people, random)
@@ -352,71 +330,41 @@ def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Gen
     return (distances.gather(1, positive) < distances.gather(1, strangers)).all(1)
 
 
-def embed(model: Recogniser, images: np.ndarray | Tensor, size: int = IMAGE_SIZE, precision: str = "auto") -> Tensor:
+def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto") -> Tensor:
     """Packed crops (N, 1, 80, 80) uint8 -> embeddings (N, 32) float32 on the model's device, 256 at a time."""
     device = next(model.parameters()).device
     embeddings = [torch.empty(0, EMBEDDING_SIZE, device=device)]
     with training.evaluating(model), training.autocast(device, precision):
         for start in range(0, len(images), 256):
             block = torch.as_tensor(images[start : start + 256]).to(device)
-            embeddings.append(model(unvaried(block, size)))
+            embeddings.append(model(unvaried(block)))
     return torch.cat(embeddings)
 
 
 # ---------------------------------------------------------------- the course of a training
 
 
-def image_size(settings: Settings, done: float) -> int:
-    """Small faces first, which is faster; full size at the end. `done` is the part of the training, 0..1."""
-    return next(size for until, size in settings.sizes if done < until)
-
-
-def learning_rate(settings: Settings, done: float) -> float:
-    """Constant for the reference; else up in the first 5 %, then down a half cosine to 1 %."""
-    if settings.reference:
-        return settings.learning_rate
-    return settings.learning_rate * min(1.0, done / 0.05 + 0.02) * (0.505 + 0.495 * math.cos(math.pi * done))
-
-
-def train_step(course: Course, batch: Tensor, done: float, precision: str) -> None:
+def train_step(course: Course, batch: Tensor) -> None:
     """One batch, from rows to changed weights."""
-    settings = course.settings
+    settings, rate = course.settings, course.settings.learning_rate
     numpy_random, torch_random = training.step_generators(settings.seed, course.epoch, course.step)
     course.model.train()
-    with training.autocast(course.device, precision):
+    with training.autocast(course.device, course.precision):
         if settings.reference:
             loss, right = reference_step(course, batch, numpy_random)
         else:
-            loss, right = smooth_step(course, batch, image_size(settings, done), torch_random)
-    course.losses += training.check_finite(loss, f"epoch {course.epoch}, step {course.step}")
+            loss, right = smooth_step(course, batch, torch_random)
+            rate *= training.warm_cosine(course.done)
     course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
-    for group in course.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, done)
-    course.optimizer.zero_grad()
-    loss.backward()
-    course.optimizer.step()
-    course.step += 1
+    course.learn(loss, rate)
 
 
-def finish_epoch(course: Course, validation: Part, done: float, precision: str) -> None:
-    """Measures the validation people, keeps the weights if they are the best, prints and records the epoch."""
-    size = image_size(course.settings, min(done, 0.9999))
-    accuracy = one_of_eleven(course.model, validation, size, precision)
-    if size == IMAGE_SIZE and accuracy > course.best_accuracy:
-        course.best_accuracy, course.best_epoch = accuracy, course.epoch
-        course.best_weights = {name: value.clone() for name, value in course.model.state_dict().items()}
-    course.history.append({
-        "epoch": course.epoch,
-        "loss": round(course.losses / max(1, course.step), 4),
-        "train_accuracy": round(course.right / max(1, course.anchors), 4),
-        "validation_accuracy": round(accuracy, 4),
-        "image_size": size,
-        "learning_rate": float(f"{learning_rate(course.settings, done):.3g}"),
-        "minutes": round(course.seconds / 60, 2),
-    })
-    print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in course.history[-1].items()), flush=True)
-    course.epoch, course.step = course.epoch + 1, 0
-    course.losses, course.right, course.anchors = 0.0, 0, 0
+def finish_epoch(course: Course, validation: Part) -> None:
+    """Measures the validation people; the weights are kept if they are the best."""
+    accuracy = one_of_eleven(course.model, validation, course.precision)
+    train_accuracy = course.right / max(1, course.anchors)
+    course.right, course.anchors = 0, 0
+    course.finish_epoch(accuracy, {"train_accuracy": train_accuracy, "validation_accuracy": accuracy})
 
 
 def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: torch.device, precision: str = "auto",
@@ -427,51 +375,33 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     with its falling learning rate, into that time. A dry run takes two steps an epoch. After Ctrl-C all is saved
     and KeyboardInterrupt raised. InputError when the loss is not finite or the checkpoint does not fit.
     """
-    course = Course(Part(faces, "train", device), settings, device)
+    course = Course(Part(faces, "train", device), settings, folder, device, precision)
     validation = Part(faces, "validation", device)
     if resume:
-        course.load(folder / "checkpoint.pt")
+        course.load()
     elif settings.reference:  # its first mining needs the embeddings of all
         everything = torch.arange(len(course.memory), device=device)
-        course.remember(everything, embed(course.model, course.people.images, precision=precision))
-    clock = time.monotonic() - course.seconds
-    with training.Interruption() as interruption:
-        while (done := part_done(course, minutes)) < 1 and not out_of_patience(course):
-            if course.step == 0:
-                course.plan = plan_epoch(course, mine=done >= settings.mine_from)[: 2 if dry_run else None]
-            for batch in tqdm(course.plan[course.step :], f"epoch {course.epoch}", leave=False, disable=None):
-                if interruption.requested:
-                    course.save(folder / "checkpoint.pt")
-                    raise KeyboardInterrupt
-                done = part_done(course, minutes)
-                if done == 1:
-                    break
-                train_step(course, batch.to(device), done, precision)
-                course.seconds = time.monotonic() - clock
-            finish_epoch(course, validation, done, precision)
-            course.save(folder / "checkpoint.pt")
-            training.write_history(folder / "history.csv", course.history)
-            charts.history_chart(course.history, folder / "history.png")
-    course.model.load_state_dict(course.best_weights or course.model.state_dict())
+        course.remember(everything, embed(course.model, course.people.images, precision))
+    with course.underway(minutes):
+        while course.done < 1 and not out_of_patience(course):
+            course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]
+            for batch in course.batches():
+                train_step(course, batch)
+            finish_epoch(course, validation)
+    course.take_best()
     return course
-
-
-def part_done(course: Course, minutes: float | None) -> float:
-    """The part of the training that lies behind, 0..1: by epochs, or by time where that ends it sooner."""
-    by_epochs = (course.epoch - 1 + course.step / max(1, len(course.plan))) / course.settings.epochs
-    return min(1.0, max(by_epochs, course.seconds / 60 / minutes if minutes else 0.0))
 
 
 def out_of_patience(course: Course) -> bool:
     """Whether no validation accuracy has come within 1 % of the best for 20 epochs."""
-    good = [row["epoch"] for row in course.history if row["validation_accuracy"] >= course.best_accuracy - 0.01]
+    good = [row["epoch"] for row in course.history if row["validation_accuracy"] >= course.best_score - 0.01]
     return bool(good) and course.history[-1]["epoch"] - good[-1] >= PATIENCE
 
 
-def one_of_eleven(model: Recogniser, people: Part, size: int = IMAGE_SIZE, precision: str = "auto") -> float:
+def one_of_eleven(model: Recogniser, people: Part, precision: str = "auto") -> float:
     """Share of images nearer to another one of their person than to ten strangers; four photos a person at most."""
     rows = np.concatenate([photos[:4] for photos in people.photos_of.values()])
-    embeddings = embed(model, people.images[rows], size, precision)
+    embeddings = embed(model, people.images[rows], precision)
     right, _ = metrics.one_of_eleven(embeddings.cpu().numpy(), people.people[rows].cpu().numpy(),
                                      np.random.default_rng(0))
     return float(right.mean())
@@ -556,6 +486,28 @@ def choose_thresholds(verifier: Verifier, embeddings: Tensor, part: Part) -> dic
     return {str(far): metrics.threshold_at_far(scores, np.zeros(len(scores), bool), far) for far in FALSE_ACCEPT_RATES}
 
 
+def choose_naming_threshold(verifier: Verifier, embeddings: Tensor, part: Part, share: float = 0.01) -> float:
+    """The lowest score at which no more than `share` of strangers are given a name, when many people are enrolled.
+
+    Twenty times, half of the people (100 at most) are enrolled with five photos at most, and a photo of each other
+    person is compared with the ten nearest enrolled photos.
+    """
+    random, people = np.random.default_rng(0), part.people.cpu().numpy()
+    best = []
+    for _ in range(20):
+        shuffled = random.permutation(len(people))
+        known = random.permutation(list(part.photos_of))[: min(100, len(part.photos_of) // 2)]
+        enrolled = np.concatenate([random.permutation(part.photos_of[person])[:5] for person in known])
+        others = shuffled[np.unique(people[shuffled], return_index=True)[1]]  # one photo of each person
+        strangers = others[~np.isin(people[others], known)]
+        distances = torch.cdist(embeddings[strangers], embeddings[enrolled])
+        nearest = enrolled[distances.topk(min(NEAREST, len(enrolled)), largest=False).indices.cpu().numpy()]  # (S, 10)
+        scores = score_pairs(verifier, embeddings, np.repeat(strangers, nearest.shape[1]), nearest.ravel())
+        best.append(scores.reshape(nearest.shape).max(1))
+    scores = np.concatenate(best)
+    return metrics.threshold_at_far(scores, np.zeros(len(scores), bool), share)
+
+
 # ---------------------------------------------------------------- weights, and their use from Python
 
 
@@ -584,11 +536,15 @@ def load_recogniser(path: str | Path = RECOGNISER, device: str = "auto") -> Reco
 
 
 def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier:
-    """A trained verifier; `.thresholds` maps the false-accept rates "0.1", "0.01", "0.001" to scores."""
+    """A trained verifier; `.thresholds` maps the false-accept rates "0.1", "0.01", "0.001" to scores.
+
+    `.naming_threshold` is the score from which on a gallery face gives its name.
+    """
     tensors, metadata = training.read_weights(path, "linear-32")
     verifier = Verifier()
     training.load_tensors(verifier, tensors, path)
     verifier.metadata, verifier.thresholds = metadata, metadata["thresholds"]
+    verifier.naming_threshold = metadata["naming_threshold"]
     return verifier.to(training.choose_device(device)).eval()
 
 
@@ -702,11 +658,7 @@ def command_prepare(args: argparse.Namespace) -> int:
 
 def command_train(args: argparse.Namespace) -> int:
     faces = datasets.load_faces(args.prepared)
-    settings = REFERENCE if args.reference else Settings()
-    chosen = ((name, getattr(args, name)) for name in ("epochs", "batch_size", "learning_rate", "seed"))
-    settings = replace(settings, **{name: value for name, value in chosen if value is not None})
-    if args.dry_run:
-        settings = replace(settings, epochs=2)
+    settings = commands.choose_settings(REFERENCE if args.reference else Settings(), args)
     folder = args.prepared / ("dry_run" if args.dry_run else "reference" if args.reference else "training")
     device = training.choose_device(args.device)
     print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} images "
@@ -714,11 +666,10 @@ def command_train(args: argparse.Namespace) -> int:
     try:
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run)
     except KeyboardInterrupt:
-        again = [word for word in sys.argv if word != "--resume"]
-        print(f"\nStopped and saved. To go on: python3 {' '.join(again)} --resume")
+        print(commands.how_to_go_on())
         return 130
     accuracy = one_of_eleven(course.model, Part(faces, "test", device), precision=args.precision)
-    measured = {"one_of_eleven_validation": round(course.best_accuracy, 4), "one_of_eleven_test": round(accuracy, 4)}
+    measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
     weights = folder / "recognition.safetensors" if args.dry_run else args.recogniser
     save_recogniser(weights, course, faces, measured)
     print(f"Nearer to their own person than to ten strangers: {accuracy:.1%} of the faces of test people "
@@ -736,6 +687,7 @@ def command_train_verify(args: argparse.Namespace) -> int:
     center_at_half(verifier, embeddings["validation"], parts["validation"])
     verifier.half().float()  # as it will be saved: the thresholds are to fit to the last bit
     thresholds = choose_thresholds(verifier, embeddings["validation"], parts["validation"])
+    naming_threshold = choose_naming_threshold(verifier, embeddings["validation"], parts["validation"])
 
     test, part = embeddings["test"], parts["test"]
     first, second, same = sampled_pairs(part)
@@ -748,11 +700,12 @@ def command_train_verify(args: argparse.Namespace) -> int:
               f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
               f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
     training.save_weights(args.verifier, verifier, {
-        "architecture": "linear-32", "thresholds": thresholds, "seed": args.seed,
+        "architecture": "linear-32", "thresholds": thresholds, "naming_threshold": naming_threshold, "seed": args.seed,
         "data": model.metadata["data"], "recogniser_digest": training.digest(args.recogniser),
         "measured": {"balanced_accuracy_test": round(accuracy, 4)},
     })  # fmt: skip
-    print(f"Weights: {args.verifier}")
+    print(f"To name a face in a gallery of 100 people, 1 % of strangers at most getting a name: "
+          f"score {naming_threshold:.3f}.\nWeights: {args.verifier}")  # fmt: skip
     return 0
 
 
@@ -819,45 +772,20 @@ def note_other_split(model: Recogniser, faces: datasets.FaceSet) -> None:
 # ---------------------------------------------------------------- command line
 
 
-def number(kind: type, smallest: float) -> Callable[[str], float]:
-    """Reads the value of an option: an int or a float, not below `smallest`."""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not smallest <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a{' whole' * (kind is int)} number from {smallest} on")
-        return value
-
-    return read
-
-
-SHARED = {  # options of more than one command
+OPTIONS = commands.OPTIONS | {  # of more than one command
     "--prepared": dict(type=Path, default=PREPARED, metavar="DIR", help=f"prepared faces [{PREPARED}]"),
     "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"[{RECOGNISER}]"),
     "--verifier": dict(type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]"),
-    "--seed": dict(type=number(int, 0), default=0, help="of all random choices [0]"),
-    "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="[auto: a GPU where there is one]"),
-    "--precision": dict(default="auto", choices=["auto", "float32", "bfloat16"],
-                        help="[auto: bfloat16 where it is fast]"),
     "--center-crop": dict(type=float, default=1.0, metavar="PART", help="keep this part of width and height [1]"),
-    "--max-pixels": dict(type=number(int, 1), default=MAX_PIXELS, metavar="N",
-                         help=f"refuse larger photos [{MAX_PIXELS}]"),
 }  # fmt: skip
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable, about: str, *shared: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
-        for option in shared:
-            sub.add_argument(option, **SHARED[option])
-        return sub
+    def command(name: str, run: Callable, about: str, *options: str) -> argparse.ArgumentParser:
+        return commands.add_command(subparsers, name, run, about, {option: OPTIONS[option] for option in options})
 
     sub = command("download", command_download, "Get a public data set into dataset/.")
     sub.add_argument("name", choices=[*datasets.KNOWN, "all"])
@@ -866,22 +794,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                   "--prepared", "--center-crop", "--max-pixels", "--seed")  # fmt: skip
     sub.add_argument("--data", type=Path, action="append", metavar="DIR",
                      help="DIR/PERSON/photo.jpg, may be repeated [the sets under dataset/, else drawn faces]")
-    sub.add_argument("--drawn-people", type=number(int, 1), metavar="N", help="draw so many people instead")
+    sub.add_argument("--drawn-people", type=commands.number(int, 1), metavar="N", help="draw so many people instead")
 
     sub = command("train", command_train, "Train the recogniser.",
-                  "--prepared", "--recogniser", "--seed", "--device", "--precision")  # fmt: skip
-    sub.add_argument("--reference", action="store_true", help="the reference method, without additions")
-    sub.add_argument("--epochs", type=number(int, 1), help=f"at most [{Settings.epochs}; reference {REFERENCE.epochs}]")
-    sub.add_argument("--batch-size", type=number(int, 1), metavar="N",
-                     help=f"images a step [{Settings.batch_size}; reference {REFERENCE.batch_size}]")  # fmt: skip
-    sub.add_argument("--learning-rate", type=number(float, 1e-6), metavar="RATE", help=f"[{Settings.learning_rate}]")
-    sub.add_argument("--time-limit", type=number(float, 0.1), metavar="MINUTES", help="fit the training into this time")
-    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    sub.add_argument("--dry-run", action="store_true", help="two epochs of two steps; changes no published weights")
+                  "--prepared", "--recogniser", *commands.TRAINING)  # fmt: skip
+    sub.add_argument("--reference", action="store_true", help="the reference method, without additions "
+                     f"({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
 
     sub = command("train-verify", command_train_verify, "Train the verifier, choose its thresholds.",
                   "--prepared", "--recogniser", "--verifier", "--seed", "--device", "--precision")  # fmt: skip
-    sub.add_argument("--epochs", type=number(int, 1), default=20, help="[20]")
+    sub.add_argument("--epochs", type=commands.number(int, 1), default=20, help="[20]")
 
     sub = command("evaluate", command_evaluate, "Measure on test people, or by the LFW protocol.",
                   "--prepared", "--recogniser", "--verifier", "--device", "--precision", "--center-crop",
@@ -901,15 +823,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse(arguments)
-    try:
-        return args.run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where it can.", file=sys.stderr)
-        return 130
+    return commands.run(parse(arguments))
 
 
 if __name__ == "__main__":

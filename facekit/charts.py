@@ -99,14 +99,14 @@ def history_chart(rows: Sequence[Mapping[str, object]], path: str | Path) -> Non
     """Draws the history of a training, one row an epoch, as `csv.DictReader` gives them or with numbers.
 
     The column `epoch` is the horizontal axis; columns with `loss` in their name go to one panel, those with
-    `accuracy` (0..1) to another with the best validation accuracy marked. Others, and empty cells, are left
-    out.
+    `accuracy` (0..1) to another with the best validation accuracy marked, and so those with `nme` (landmarks) and
+    `ap50` (detector). Others, and empty cells, are left out.
     """
     if not rows or "epoch" not in rows[0]:
         raise InputError(f"{path} cannot be drawn: the history has no rows with a column 'epoch'.")
-    kinds = [kind for kind in ("loss", "accuracy") if any(kind in name for name in rows[0])]
+    kinds = [kind for kind in ("loss", "accuracy", "nme", "ap50") if any(kind in name for name in rows[0])]
     if not kinds:
-        raise InputError(f"{path} cannot be drawn: no column of the history is named loss or accuracy.")
+        raise InputError(f"{path} cannot be drawn: no column of the history is named loss, accuracy, nme or ap50.")
     figure, panels = _figure(width=5 * len(kinds) + 1, panels=len(kinds))
     for axes, kind in zip(panels, kinds):
         names = [name for name in rows[0] if kind in name]
@@ -118,6 +118,45 @@ def history_chart(rows: Sequence[Mapping[str, object]], path: str | Path) -> Non
         axes.legend()
         if kind == "accuracy":
             axes.yaxis.set_major_formatter(_percent)
+    _save(figure, path)
+
+
+def det_chart(probe_scores: np.ndarray, stranger_scores: np.ndarray, threshold: float, path: str | Path) -> None:
+    """Strangers who get a name against probes who do not get theirs, over all thresholds (DET, logarithmic).
+
+    probe_scores (P,) are of probes whose first candidate is right, 0 where it is not; stranger_scores (S,).
+    """
+    thresholds = np.unique(np.concatenate([probe_scores, stranger_scores, [threshold]]))
+    probes, strangers = np.sort(probe_scores), np.sort(stranger_scores)
+    missed = np.searchsorted(probes, thresholds) / max(1, len(probes))
+    named = 1 - np.searchsorted(strangers, thresholds) / max(1, len(strangers))
+    figure, [axes] = _figure(width=6.5, panels=1)
+    axes.plot(named, missed, drawstyle="steps-post", color=COLOURS[0])
+    at = np.searchsorted(thresholds, threshold)
+    axes.plot(named[at], missed[at], "o", color=COLOURS[1],
+              label=f"threshold {threshold:.3f}: {named[at]:.1%} of strangers named, {missed[at]:.1%} of probes missed")
+    axes.set_xscale("symlog", linthresh=1e-3)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="strangers who get a name", ylabel="probes who do not get theirs")
+    axes.xaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(_percent)
+    _title_and_legend(axes, "Identification in an open set")
+    _save(figure, path)
+
+
+def cumulative_error_chart(nme: np.ndarray, path: str | Path, failure: float) -> None:
+    """Share of faces (N,) whose NME is at most so large: the landmark model's curve. NaN are left out."""
+    errors = np.sort(nme[~np.isnan(nme)])
+    if not len(errors):
+        raise InputError(f"{path} cannot be drawn: there is no face with an error.")
+    figure, [axes] = _figure(width=6.5, panels=1)
+    axes.step(errors, np.arange(1, len(errors) + 1) / len(errors), where="post", color=COLOURS[0],
+              label=f"mean {errors.mean():.2%}, median {np.median(errors):.2%}")  # fmt: skip
+    axes.axvline(failure, color=COLOURS[1], linestyle="--", label=f"failed: {(errors > failure).mean():.1%}")
+    axes.set(xlim=(0, 2 * failure), ylim=(0, 1), xlabel="NME: error divided by the distance between the eyes",
+             ylabel="share of faces")  # fmt: skip
+    axes.xaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(_percent)
+    _title_and_legend(axes, "Landmarks")
     _save(figure, path)
 
 

@@ -378,16 +378,16 @@ def _placed(crowd: list, width: int, height: int, rng: np.random.Generator) -> l
     return views
 
 
-def _write_person(folder: Path, identity: int, pictures: int, seed: int, size: int) -> list[list]:
+def _write_person(folder: Path, identity: int, pictures: int, seed: int, size: int, zoom: float) -> list[list]:
     """Draws the pictures of a person that are not there yet; a row for each: file, box, landmarks."""
     person = make_person(identity, seed)
     rows = []
     for picture in range(1, pictures + 1):
         name = f"person_{identity:05d}/{picture:04d}.jpg"
-        _, _, box, landmarks, _ = _pose(person, picture, size, zoom=1.0)
+        _, _, box, landmarks, _ = _pose(person, picture, size, zoom)
         if not (folder / name).exists():
             with written_whole(folder / name) as temporary:
-                Image.fromarray(draw_face(person, picture, size).pixels).save(temporary, quality=95)
+                Image.fromarray(draw_face(person, picture, size, zoom).pixels).save(temporary, quality=95)
         rows.append([name, *(round(number, 2) for number in [*box.tolist(), *landmarks.ravel().tolist()])])
     return rows
 
@@ -399,20 +399,21 @@ def write_faces(
     seed: int = 0,
     size: int = 112,
     workers: int | None = None,
+    zoom: float = 1.0,
 ) -> None:
     """Draws identities 1..people into `folder`/person_00001/0001.jpg ..., with boxes.csv and landmarks.csv.
 
     Uses all cores unless told how many. Pictures that are there are kept, so a stopped call goes on where it
-    was. InputError when they were drawn with another seed or size.
+    was. InputError when they were drawn with another seed, size or zoom (see draw_face).
     """
     folder = Path(folder)
     if people < 1 or pictures_per_person < 1:
         raise InputError(f"{folder}: drawn faces need at least one person and one picture of each.")
-    settings = {"seed": seed, "size": size}
+    settings = {"seed": seed, "size": size, "zoom": zoom}
     if (folder / "drawn.json").exists() and read_json(folder / "drawn.json") != settings:
-        raise InputError(f"{folder} holds faces of another seed or size: delete it or choose another folder.")
+        raise InputError(f"{folder} holds faces of another seed, size or zoom: delete it or choose another folder.")
     write_json(folder / "drawn.json", settings)
-    jobs = [(folder, identity, pictures_per_person, seed, size) for identity in range(1, people + 1)]
+    jobs = [(folder, identity, pictures_per_person, seed, size, zoom) for identity in range(1, people + 1)]
     rows = []
     with tqdm(total=people * pictures_per_person, unit=" faces", desc="drawing", disable=None) as progress:
         for person_rows in _in_parallel(jobs, workers):

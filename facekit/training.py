@@ -1,11 +1,13 @@
-"""What every training needs: seeds, device and precision, weights and checkpoints, interruption, history."""
+"""What every training needs: seeds, device and precision, weights, and a course that can be stopped and resumed."""
 
 import contextlib
 import csv
 import hashlib
 import json
+import math
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from tqdm import tqdm
 
+from facekit import charts
 from facekit.files import InputError, written_whole
 
 # ---------------------------------------------------------------- seeds, device, precision
@@ -90,10 +94,10 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -
         temporary.write_bytes(save(tensors, {"facekit": json.dumps(metadata, ensure_ascii=False)}))
 
 
-def read_weights(path: str | Path, architecture: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_weights(path: str | Path, *architectures: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors, as float32, and the metadata of a file that `save_weights` wrote.
 
-    InputError when it is missing or damaged, or when its metadata name another architecture.
+    InputError when it is missing or damaged, or when its metadata name none of the architectures.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -104,14 +108,22 @@ def read_weights(path: str | Path, architecture: str) -> tuple[dict[str, torch.T
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is not a weights file of this project ({error}): train it again.") from None
     found = metadata.get("architecture", "something else")
-    if found != architecture:
-        raise InputError(f"{path} holds {found}, not {architecture}: name the right file.")
+    if found not in architectures:
+        raise InputError(f"{path} holds {found}, not {' or '.join(architectures)}: name the right file.")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, metadata
 
 
 def digest(path: str | Path) -> str:
     """The first 16 hexadecimal digits of the file's SHA-256, to tell which weights others were trained for."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def model_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits that change with any of the model's numbers."""
+    content = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -131,7 +143,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path, device: torch.device) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote; nothing in the file can run code."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return dict(torch.load(path, map_location=device, weights_only=True))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: there is no training to resume; leave out --resume.") from None
     except Exception as error:  # torch.load raises many kinds of errors for damaged files
@@ -139,6 +151,117 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- the course of a training
+
+
+class Course:
+    """A training on its way: model, optimiser, counters. Saved whole, it goes on as if it had never stopped.
+
+        with course.underway(minutes):
+            while course.done < 1:
+                course.plan = course.plan or plan_epoch(course)      # a list of batches
+                for batch in course.batches():
+                    course.learn(loss(batch), rate)
+                course.finish_epoch(score, {"validation_accuracy": score})
+
+    `settings` are a dataclass with `epochs`; they are compared when a checkpoint is loaded. The weights of the epoch
+    with the highest score are kept. `SAVED` names what a checkpoint holds beside model and optimiser.
+    """
+
+    SAVED: tuple[str, ...] = ("epoch", "step", "seconds", "plan", "best_score", "best_epoch", "best_weights",
+                              "history", "losses")  # fmt: skip
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Any, folder: Path):
+        self.model, self.optimizer, self.settings, self.folder = model, optimizer, settings, Path(folder)
+        self.device = next(model.parameters()).device
+        self.minutes: float | None = None
+        self.epoch, self.step, self.seconds = 1, 0, 0.0  # what is to be done next, and the time it took so far
+        self.plan: list[torch.Tensor] = []  # the batches of the present epoch
+        self.best_score, self.best_epoch, self.best_weights = -math.inf, 0, {}
+        self.history: list[dict[str, Any]] = []
+        self.losses = 0.0  # sum over the present epoch
+
+    @property
+    def done(self) -> float:
+        """The part of the training that lies behind, 0..1: by epochs, or by time where that ends it sooner."""
+        by_epochs = (self.epoch - 1 + self.step / max(1, len(self.plan))) / self.settings.epochs
+        return min(1.0, max(by_epochs, self.seconds / 60 / self.minutes if self.minutes else 0.0))
+
+    @contextlib.contextmanager
+    def underway(self, minutes: float | None = None) -> Iterator[None]:
+        """Ctrl-C ends a step before it stops the training; `minutes` fits the training into that time."""
+        self.minutes, self.started = minutes, time.monotonic() - self.seconds
+        with Interruption() as self.interruption:
+            yield
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The batches of the plan that are still to be done. After Ctrl-C all is saved and KeyboardInterrupt raised."""
+        for batch in tqdm(self.plan[self.step :], f"epoch {self.epoch}", leave=False, disable=None):
+            if self.interruption.requested:
+                self.save()
+                raise KeyboardInterrupt
+            if self.done == 1:
+                break
+            yield batch.to(self.device)
+            self.step += 1
+            self.seconds = time.monotonic() - self.started
+
+    def learn(self, loss: torch.Tensor, rate: float) -> None:
+        """One step of the optimiser at the learning rate `rate`. InputError when the loss is not finite."""
+        self.losses += check_finite(loss, f"epoch {self.epoch}, step {self.step + 1}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def finish_epoch(self, score: float | None, row: dict[str, Any]) -> None:
+        """Keeps the weights if the score is the highest; prints the epoch, saves checkpoint.pt and history."""
+        self.seconds = time.monotonic() - self.started  # the validation takes time, too
+        if score is not None and score > self.best_score:
+            self.best_score, self.best_epoch = float(score), self.epoch
+            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        row = {"epoch": self.epoch, "loss": self.losses / max(1, self.step)} | row | {"minutes": self.seconds / 60}
+        self.history.append({name: _rounded(value) for name, value in row.items()})
+        print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.history[-1].items()), flush=True)
+        self.epoch, self.step, self.losses, self.plan = self.epoch + 1, 0, 0.0, []
+        self.save()
+        write_history(self.folder / "history.csv", self.history)
+        charts.history_chart(self.history, self.folder / "history.png")
+
+    def take_best(self) -> nn.Module:
+        """The model with the weights of the best epoch."""
+        self.model.load_state_dict(self.best_weights or self.model.state_dict())
+        return self.model
+
+    def save(self) -> None:
+        state = {name: getattr(self, name) for name in self.SAVED} | {"settings": repr(self.settings)}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_checkpoint(self.folder / "checkpoint.pt", state)
+
+    def load(self) -> None:
+        """InputError when there is no checkpoint, or one of other settings or data."""
+        path = self.folder / "checkpoint.pt"
+        state = load_checkpoint(path, self.device)
+        whole = state.keys() >= {*self.SAVED, "settings", "model", "optimizer"}
+        tensors = [name for name in self.SAVED if torch.is_tensor(getattr(self, name))]
+        fits = whole and state["settings"] == repr(self.settings) and all(
+            state[name].shape == getattr(self, name).shape for name in tensors
+        )
+        if not fits:
+            raise InputError(f"{path} is of a training with other settings or data: use the same, or drop --resume.")
+        load_tensors(self.model, state["model"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.SAVED:
+            setattr(self, name, state[name])
+
+
+def warm_cosine(done: float) -> float:
+    """Part of the highest learning rate: up in the first 5 % of the training, then down a half cosine to 1 %."""
+    return min(1.0, done / 0.05 + 0.02) * (0.505 + 0.495 * math.cos(math.pi * done))
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 class Interruption:

@@ -66,7 +66,8 @@ def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 def toy_course(train: Sequence[int], **choices: object) -> fr.Course:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fr, "resnet18", toy_resnet)
-        return fr.Course(fr.Part(toy_faces(train), "train", CPU), replace(fr.Settings(), **choices), CPU)
+        part = fr.Part(toy_faces(train), "train", CPU)
+        return fr.Course(part, replace(fr.Settings(), **choices), Path("unused"), CPU)
 
 
 def random_unit(*shape: int, seed: int = 0) -> Tensor:
@@ -133,25 +134,19 @@ def test_embed_photos_crops_and_names_the_photo_that_is_none(tmp_path: Path):
 def test_unvaried_faces_are_the_pixels_over_255(faces: FaceSet):
     images = torch.from_numpy(faces.images[:8])
     assert torch.equal(fr.unvaried(images), images / 255)
-    small = fr.unvaried(images, 48)
-    assert small.shape == (8, 1, 48, 48) and small.dtype == torch.float32
-    for image, face in zip(images, small):  # Pillow scales with antialiasing, too
-        by_pillow = np.asarray(Image.fromarray(image[0].numpy()).resize((48, 48), Image.Resampling.BILINEAR))
-        np.testing.assert_allclose(255 * face[0].numpy(), by_pillow, atol=1.01)
 
 
-@pytest.mark.parametrize("size", [48, 80])
-def test_augmented_faces_are_in_range_and_reproducible(faces: FaceSet, size: int):
+def test_augmented_faces_are_in_range_and_reproducible(faces: FaceSet):
     images = torch.from_numpy(faces.images[:16])
-    first, again, other = (fr.augment(images, size, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert first.shape == (16, 1, size, size) and first.dtype == torch.float32
+    first, again, other = (fr.augment(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == (16, 1, 80, 80) and first.dtype == torch.float32
     assert first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_each_face_varies_in_its_own_way(faces: FaceSet):
     copies = torch.from_numpy(faces.images[:1]).expand(12, -1, -1, -1)
-    varied = fr.augment(copies, 80, torch.Generator().manual_seed(0))
+    varied = fr.augment(copies, torch.Generator().manual_seed(0))
     for first, second in itertools.combinations(varied, 2):
         assert (first - second).abs().mean() > 0.01
 
@@ -159,9 +154,9 @@ def test_each_face_varies_in_its_own_way(faces: FaceSet):
 def test_augmented_faces_stay_upright_and_half_of_them_are_mirrored():
     bright_above, bright_left = torch.zeros(2, 200, 1, 80, 80, dtype=torch.uint8)
     bright_above[:, :, :40], bright_left[:, :, :, :40] = 255, 255
-    varied = fr.augment(bright_above, 80, torch.Generator().manual_seed(0))
+    varied = fr.augment(bright_above, torch.Generator().manual_seed(0))
     assert (varied[:, :, :40].mean((1, 2, 3)) > varied[:, :, 40:].mean((1, 2, 3)) + 0.1).all()
-    varied = fr.augment(bright_left, 80, torch.Generator().manual_seed(0))
+    varied = fr.augment(bright_left, torch.Generator().manual_seed(0))
     left_is_brighter = varied[..., :40].mean((1, 2, 3)) > varied[..., 40:].mean((1, 2, 3))
     assert 70 < left_is_brighter.sum() < 130
 
@@ -290,7 +285,7 @@ def test_an_image_alone_is_a_negative_but_no_anchor():
     fr.smooth_triplet_loss(embeddings, people, 16.0, 0.1).backward()
     assert embeddings.grad[4].norm() > 0
     # Were it an anchor, the mean would be over five.
-    assert float(fr.smooth_triplet_loss(embeddings, people, 16.0, 0.1)) == pytest.approx(
+    assert float(fr.smooth_triplet_loss(embeddings.detach(), people, 16.0, 0.1)) == pytest.approx(
         smooth_triplet_loss_by_loops(embeddings.detach(), people.tolist(), 16.0, 0.1))
 
 
@@ -337,7 +332,7 @@ def rows_of_batches(batches: list[Tensor]) -> list[list[int]]:
 
 def test_every_person_with_two_photos_comes_once_an_epoch():
     course = toy_course(PHOTOS, batch_size=12)
-    batches = fr.plan_epoch(course, mine=False)
+    batches = fr.plan_epoch(course)
     rows = torch.cat(batches)
     assert len(rows.unique()) == len(rows)
     people, counts = course.people.people[rows].unique(return_counts=True)
@@ -351,7 +346,7 @@ def test_every_person_with_two_photos_comes_once_an_epoch():
 
 def test_pairs_are_two_images_of_one_person_each_person_twice_an_epoch():
     course = toy_course(PHOTOS, reference=True, batch_size=60)
-    batches = fr.plan_epoch(course, mine=False)
+    batches = fr.plan_epoch(course)
     assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1) and 1 <= len(batches[-1]) <= 5
     pairs = torch.cat(batches)
     people = course.people.people[pairs]
@@ -368,13 +363,31 @@ def test_pairs_are_two_images_of_one_person_each_person_twice_an_epoch():
 def test_a_plan_depends_on_seed_and_epoch_alone(reference: bool, mine: bool):
     plans = []
     for seed, epoch in [(0, 2), (0, 2), (0, 3), (1, 2)]:
-        course = toy_course(PHOTOS, reference=reference, seed=seed, batch_size=12)
+        course = toy_course(PHOTOS, reference=reference, seed=seed, batch_size=12, mine_from=0.0 if mine else 1.0)
         course.memory, course.epoch = random_unit(len(course.memory), 32), epoch
         course.memory_epoch[[len(rows) > 1 for rows in same_person(course)]] = epoch - 1
         torch.rand(epoch), np.random.rand(seed)  # noqa: NPY002  the global generators do not matter
-        plans.append(rows_of_batches(fr.plan_epoch(course, mine)))
+        plans.append(rows_of_batches(fr.plan_epoch(course)))
     assert plans[0] == plans[1]
     assert plans[0] != plans[2] and plans[0] != plans[3]
+
+
+@pytest.mark.parametrize(("epoch", "mine_from", "mines"), [
+    (1, 0.0, False),  # the memory is empty
+    (2, 0.0, True), (4, 0.4, False), (5, 0.4, True), (10, 1.0, False),
+])  # fmt: skip
+def test_mining_decides_from_its_part_of_the_training_on(monkeypatch, epoch: int, mine_from: float, mines: bool):
+    calls = []
+
+    def in_order(course: fr.Course, photos: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
+        calls.append(course.epoch)
+        return np.arange(len(photos))
+
+    monkeypatch.setattr(fr, "group_look_alikes", in_order)
+    course = toy_course(PHOTOS, epochs=10, mine_from=mine_from)
+    course.epoch = epoch
+    fr.plan_epoch(course)
+    assert calls == [epoch] * mines
 
 
 def same_person(course: fr.Course) -> list[Tensor]:
@@ -458,9 +471,9 @@ def test_smooth_step_embeds_each_image_once_and_remembers_it():
     course = toy_course([4] * 6)
     course.model, course.epoch = SeesFaces(), 5
     rows = torch.tensor([20, 3, 1, 22, 9])
-    loss, right = fr.smooth_step(course, rows, 80, torch.Generator().manual_seed(0))
+    loss, right = fr.smooth_step(course, rows, torch.Generator().manual_seed(0))
     (seen,) = course.model.seen
-    assert torch.equal(seen, fr.augment(course.people.images[rows], 80, torch.Generator().manual_seed(0)))
+    assert torch.equal(seen, fr.augment(course.people.images[rows], torch.Generator().manual_seed(0)))
     assert torch.equal(course.memory[rows], (seen.flatten(1) @ course.model.weight).detach())
     assert torch.nonzero(course.memory_epoch == 5).flatten().tolist() == [1, 3, 9, 20, 22]
     assert loss.requires_grad and right.shape == (5,) and right.dtype == torch.bool
@@ -574,20 +587,17 @@ def test_centering_a_verifier_that_is_worse_than_chance_keeps_it_finite(bias: fl
 # ---------------------------------------------------------------- the course of a training
 
 
-def test_faces_grow_and_the_learning_rate_rises_then_falls():
-    default = fr.Settings()
-    assert fr.image_size(default, 0) == fr.image_size(default, 0.999) == 80
-    growing = replace(default, sizes=((0.5, 48), (1.0, 80)))
-    assert [fr.image_size(growing, done) for done in (0, 0.49, 0.51, 0.999)] == [48, 48, 80, 80]
-    rates = [fr.learning_rate(default, done) for done in np.linspace(0, 1, 201)]
-    highest = int(np.argmax(rates))
-    assert 0.02 <= highest / 200 <= 0.06 and rates[highest] == pytest.approx(default.learning_rate, rel=0.02)
-    assert rates[:highest + 1] == sorted(rates[:highest + 1])
-    assert rates[highest:] == sorted(rates[highest:], reverse=True)
-    assert 0 < rates[0] < 0.05 * default.learning_rate
-    assert rates[-1] == pytest.approx(0.01 * default.learning_rate)
-    assert {fr.learning_rate(fr.REFERENCE, done) for done in (0, 0.5, 1)} == {1e-3}
-    assert fr.image_size(fr.REFERENCE, 0) == fr.image_size(fr.REFERENCE, 0.999) == 80
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_learning_rate_follows_the_training_but_is_constant_for_the_reference(reference: bool):
+    course = toy_course([4] * 8, reference=reference, batch_size=12, epochs=2, learning_rate=0.01)
+    course.plan = fr.plan_epoch(course)
+    rates = {}
+    for course.epoch, course.step in [(1, 0), (1, 1), (2, 0)]:
+        done = course.done
+        fr.train_step(course, course.plan[course.step])
+        rates[done] = course.optimizer.param_groups[0]["lr"]
+    assert len(rates) == 3
+    assert rates == {done: 0.01 if reference else 0.01 * training.warm_cosine(done) for done in rates}
 
 
 @pytest.mark.parametrize(("accuracies", "stops"), [
@@ -603,7 +613,7 @@ def test_faces_grow_and_the_learning_rate_rises_then_falls():
 ])  # fmt: skip
 def test_patience_ends_after_20_epochs_without_a_good_one(accuracies: list[float], stops: bool):
     history = [{"epoch": epoch, "validation_accuracy": value} for epoch, value in enumerate(accuracies, start=1)]
-    course = SimpleNamespace(history=history, best_accuracy=max(accuracies, default=-1.0))
+    course = SimpleNamespace(history=history, best_score=max(accuracies, default=-math.inf))
     assert fr.out_of_patience(course) is stops
 
 
@@ -616,23 +626,17 @@ def test_training_stops_early_and_gives_the_best_weights(toy_backbone, tmp_path:
 
     monkeypatch.setattr(fr, "PATIENCE", 2)
     monkeypatch.setattr(fr, "one_of_eleven", measured)
-    choices = replace(fr.Settings(), epochs=9, batch_size=9, sizes=((1.0, 80),))
+    choices = replace(fr.Settings(), epochs=9, batch_size=9)
     course = fr.train(toy_faces([4] * 4, [2] * 2), choices, tmp_path, CPU, "float32", dry_run=True)
     assert [row["epoch"] for row in course.history] == [1, 2, 3, 4]
-    assert course.best_epoch == 2 and course.best_accuracy == 0.9
+    assert course.best_epoch == 2 and course.best_score == 0.9
     assert all(torch.equal(value, weights[1][name]) for name, value in course.model.state_dict().items())
     assert any(not torch.equal(value, weights[3][name]) for name, value in course.model.state_dict().items())
 
 
-def test_a_loss_that_is_no_number_names_epoch_and_step(toy_backbone, tmp_path: Path):
-    choices = replace(fr.Settings(), epochs=2, batch_size=9, learning_rate=1e30, sizes=((1.0, 32),))
-    with pytest.raises(InputError, match="nan at epoch 1, step 1: lower --learning-rate"):
-        fr.train(toy_faces([4] * 6, [2] * 2), choices, tmp_path, CPU, "float32")
-
-
 # ---------------------------------------------------------------- stopped and resumed
 
-DEFAULT_COURSE = replace(fr.Settings(), epochs=2, batch_size=12, sizes=((0.5, 32), (1.0, 80)), mine_from=0.0)
+DEFAULT_COURSE = replace(fr.Settings(), epochs=2, batch_size=12, mine_from=0.0)
 REFERENCE_COURSE = replace(fr.REFERENCE, epochs=2, batch_size=60)
 COURSES = {"default": DEFAULT_COURSE, "reference": REFERENCE_COURSE}  # of three and, with dry_run, two steps an epoch
 
@@ -683,20 +687,18 @@ def without_minutes(history: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize(("method", "stop", "step"), [
-    *(("default", press_ctrl_c, step) for step in (1, 2, 3, 4, 5, 6)),  # 3 ends an epoch, 6 ends all
-    *(("reference", press_ctrl_c, step) for step in (1, 2, 3)),
+    ("default", press_ctrl_c, 2),
+    ("default", press_ctrl_c, 3),  # the last of its epoch
+    ("default", press_ctrl_c, 5),
+    ("reference", press_ctrl_c, 1),
     ("default", cut_power, 4),  # goes on from the end of the first epoch
     ("reference", cut_power, 3),
 ])  # fmt: skip
 def test_a_resumed_training_is_as_one_never_stopped(never_stopped, tmp_path: Path, monkeypatch, method, stop, step):
     with monkeypatch.context() as patch:
         stop(patch, step)
-        try:
+        with pytest.raises((KeyboardInterrupt, OSError)):
             train_toy(method, tmp_path)
-        except (KeyboardInterrupt, OSError):
-            pass
-        else:
-            assert step == 6  # the training may as well end
     resumed = train_toy(method, tmp_path, resume=True)
     expected, folder = never_stopped[method]
     assert without_minutes(resumed.history) == without_minutes(expected.history)
@@ -705,31 +707,6 @@ def test_a_resumed_training_is_as_one_never_stopped(never_stopped, tmp_path: Pat
     last, expected_last = (training.load_checkpoint(path / "checkpoint.pt", CPU) for path in (tmp_path, folder))
     for name in ("model", "optimizer", "memory", "memory_epoch", "best_weights"):
         torch.testing.assert_close(last[name], expected_last[name], rtol=0, atol=0)
-
-
-def test_a_finished_training_resumes_to_the_same(never_stopped, tmp_path: Path):
-    expected, folder = never_stopped["default"]
-    shutil.copy(folder / "checkpoint.pt", tmp_path)
-    again = train_toy("default", tmp_path, resume=True)
-    assert again.history == expected.history
-    assert_same_weights(again.model, expected.model)
-
-
-BAD_CHECKPOINTS = {
-    "missing": lambda path: path.unlink(),
-    "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "of another program": lambda path: torch.save({"x": 1}, path),
-    "of other settings": lambda path: None,
-}
-
-
-@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
-def test_a_checkpoint_that_does_not_fit_is_not_resumed(never_stopped, toy_backbone, tmp_path: Path, kind: str):
-    shutil.copy(never_stopped["default"][1] / "checkpoint.pt", tmp_path)
-    BAD_CHECKPOINTS[kind](tmp_path / "checkpoint.pt")
-    choices = replace(DEFAULT_COURSE, seed=1) if kind == "of other settings" else DEFAULT_COURSE
-    with pytest.raises(InputError, match=r"checkpoint\.pt.*--resume"):
-        fr.train(toy_faces([4] * 8, [3] * 3), choices, tmp_path, CPU, "float32", resume=True)
 
 
 def test_other_data_are_not_resumed(never_stopped, toy_backbone, tmp_path: Path):
@@ -744,26 +721,26 @@ def test_other_data_are_not_resumed(never_stopped, toy_backbone, tmp_path: Path)
 @pytest.fixture(scope="module")
 def trained(faces: FaceSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[fr.Course, Path]:
     folder = tmp_path_factory.mktemp("trained")
-    choices = replace(fr.Settings(), epochs=25, batch_size=64, sizes=((1.0, 48),))
+    choices = replace(fr.Settings(), epochs=12, batch_size=64)
     return fr.train(faces, choices, folder, CPU), folder
 
 
 def test_a_small_training_recognises_drawn_people_it_has_never_seen(faces: FaceSet, trained):
-    """Validation chooses no weights here, as all faces are small; so its people are unseen, too."""
+    """The validation people only chose the epoch; they count, too, as four test people are few."""
     course, _ = trained
     unseen = replace(faces, split=np.where(faces.split == "train", "train", "test"))
-    accuracy = fr.one_of_eleven(course.model, fr.Part(unseen, "test", CPU), size=48)
+    accuracy = fr.one_of_eleven(course.model, fr.Part(unseen, "test", CPU))
     print(f"1 of 11: {accuracy:.3f}")
-    assert accuracy > 0.5  # chance: 0.09
+    assert accuracy > 0.55  # chance: 0.09; untrained models, as the drawn people differ much: 0.38 to 0.50
 
 
 def test_a_small_training_is_recorded(trained):
     course, folder = trained
     with open(folder / "history.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["epoch"]) for row in rows] == list(range(1, 26))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     losses = [float(row["loss"]) for row in rows]
-    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in ("train_accuracy", "validation_accuracy"))
     assert Image.open(folder / "history.png").width > 300
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "history.csv", "history.png"]
@@ -835,9 +812,8 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["fly"], ["train", "--epochs", "0"], ["train", "--epochs", "-3"], ["prepare", "--drawn-people", "many"],
+    [], ["fly"], ["train", "--epochs", "0"], ["prepare", "--drawn-people", "many"],
     ["compare", "one.jpg"], ["compare", "a.jpg", "b.jpg", "--far", "0.5"], ["train", "--device", "abacus"],
-    ["train", "--learning-rate", "nan"], ["train", "--time-limit", "0"],
 ])  # fmt: skip
 def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as ended:
@@ -933,13 +909,14 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytes
     assert all(0 <= value <= 1 for value in metadata["measured"].values())
 
 
-def test_time_limit_ends_a_training_with_full_size_and_low_learning_rate(workplace: Path, toy_backbone):
+def test_time_limit_ends_a_training_at_a_low_learning_rate(workplace: Path, toy_backbone, monkeypatch):
+    quarters = itertools.count()  # of a second
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(quarters) / 4))
     arguments = ["--epochs", "1000", "--time-limit", "0.1", "--device", "cpu", "--recogniser", "mine.safetensors"]
     assert fr.main(["train", "--batch-size", "16", *arguments]) == 0
-    with open(workplace / "data" / "recognition" / "training" / "history.csv", newline="", encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
-    assert int(last["epoch"]) < 1000
-    assert last["image_size"] == "80" and float(last["learning_rate"]) == pytest.approx(1e-5)
+    last = training.load_checkpoint(workplace / "data" / "recognition" / "training" / "checkpoint.pt", CPU)
+    assert 1 <= len(last["history"]) < 10
+    assert 1e-5 <= last["optimizer"]["param_groups"][0]["lr"] < 3e-5
 
 
 def test_train_verify_reports_and_saves_its_thresholds(faces: FaceSet, weights: Weights):

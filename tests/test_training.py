@@ -1,18 +1,23 @@
-"""Files written whole, weights, checkpoints, seeds, device, and stopping between two steps."""
+"""Files written whole, weights, checkpoints, seeds, device, and trainings that are stopped and go on."""
 
+import csv
 import json
+import math
 import os
 import pickle
 import random
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from facekit import training
 from facekit.files import InputError, read_json, write_json, written_whole
@@ -244,6 +249,339 @@ def test_bad_checkpoints_are_named_and_run_nothing(tmp_path: Path, kind: str):
 
 
 # ---------------------------------------------------------------- the course of a training
+
+
+@dataclass(frozen=True)
+class Settings:
+    epochs: int = 3
+    seed: int = 0
+
+
+POINTS = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+TARGETS = POINTS[:, :1] * torch.tensor([1.0, -1.0, 2.0, 0.5])  # (30, 4)
+SCORES = {1: 0.5, 2: 0.9, 3: 0.9}  # of the epochs; those that follow have 0.1
+STEPS = 9  # three an epoch
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are slow to draw."""
+    monkeypatch.setattr(training.charts, "history_chart", lambda rows, path: None)
+
+
+def new_course(folder: Path, settings: Settings = Settings(), model: nn.Module | None = None) -> training.Course:
+    model = model or small_model()
+    return training.Course(model, torch.optim.AdamW(model.parameters()), settings, folder)
+
+
+def batches_of(epoch: int) -> list[Tensor]:
+    return list(torch.from_numpy(np.random.default_rng(epoch).permutation(30)).split(10))
+
+
+def mean_squared_error(model: nn.Module, batch: Tensor) -> Tensor:
+    return (model(POINTS[batch]) - TARGETS[batch]).square().mean()
+
+
+def score_of(epoch: int) -> float | None:
+    return SCORES.get(epoch, 0.1)
+
+
+def train_on(
+    course: training.Course,
+    minutes: float | None = None,
+    each_step: Callable[[], None] = lambda: None,
+    score: Callable[[int], float | None] = score_of,
+) -> training.Course:
+    """As the scripts do it, as far as the course goes; `each_step` is called while a step is done."""
+    with course.underway(minutes):
+        while course.done < 1:
+            course.plan = course.plan or batches_of(course.epoch)
+            for batch in course.batches():
+                each_step()
+                course.learn(mean_squared_error(course.model, batch), 0.1 * training.warm_cosine(course.done))
+            value = score(course.epoch)
+            course.finish_epoch(value, {"validation_accuracy": value})
+    return course
+
+
+def at_step(number: int, happens: Callable[[], object]) -> Callable[[], None]:
+    """Something that happens at one call, counted from 1."""
+    calls = []
+
+    def each_step() -> None:
+        calls.append(number)
+        if len(calls) == number:
+            happens()
+
+    return each_step
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def cut_power() -> None:
+    raise OSError("power cut")
+
+
+@pytest.fixture
+def never_stopped(tmp_path: Path, no_charts: None) -> training.Course:
+    return train_on(new_course(tmp_path / "never stopped"))
+
+
+def checkpoint_of(course: training.Course) -> dict:
+    """All tensors and numbers that are saved, but for the time it took."""
+    state = training.load_checkpoint(course.folder / "checkpoint.pt", CPU)
+    del state["seconds"], state["settings"]
+    state["history"] = [{name: value for name, value in row.items() if name != "minutes"} for row in state["history"]]
+    return state
+
+
+def assert_same(value: object, expected: object) -> None:
+    torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+def test_a_course_learns_as_a_plain_loop_does(never_stopped: training.Course):
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    losses = {}
+    for epoch in (1, 2, 3):
+        losses[epoch] = 0.0
+        for step, batch in enumerate(batches_of(epoch)):
+            optimizer.param_groups[0]["lr"] = 0.1 * training.warm_cosine((epoch - 1 + step / 3) / 3)
+            loss = mean_squared_error(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[epoch] += float(loss.detach()) / 3
+    assert_same(never_stopped.model.state_dict(), model.state_dict())
+    assert [row["epoch"] for row in never_stopped.history] == [1, 2, 3]
+    assert [row["loss"] for row in never_stopped.history] == pytest.approx(list(losses.values()), rel=1e-3)
+    assert [row["validation_accuracy"] for row in never_stopped.history] == list(SCORES.values())
+    assert losses[3] < 0.8 * losses[1]
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_ctrl_c_ends_the_step_and_the_rest_follows_later(never_stopped, tmp_path: Path, step: int):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stopped = new_course(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_on(stopped, each_step=at_step(step, press_ctrl_c))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert (stopped.epoch - 1) * 3 + stopped.step == step
+
+    resumed, steps = new_course(tmp_path, model=small_model(seed=1)), []
+    resumed.load()
+    train_on(resumed, each_step=lambda: steps.append(resumed.step))
+    assert len(steps) == STEPS - step
+    assert_same(checkpoint_of(resumed), checkpoint_of(never_stopped))
+
+
+def test_ctrl_c_in_the_last_step_of_all_comes_too_late(never_stopped, tmp_path: Path):
+    course = train_on(new_course(tmp_path), each_step=at_step(STEPS, press_ctrl_c))
+    assert_same(checkpoint_of(course), checkpoint_of(never_stopped))
+
+
+@pytest.mark.parametrize("step", range(4, STEPS + 1))
+def test_after_a_power_cut_it_goes_on_from_the_end_of_the_last_epoch(never_stopped, tmp_path: Path, step: int):
+    with pytest.raises(OSError, match="power cut"):
+        train_on(new_course(tmp_path), each_step=at_step(step, cut_power))
+    resumed, steps = new_course(tmp_path, model=small_model(seed=1)), []
+    resumed.load()
+    train_on(resumed, each_step=lambda: steps.append(resumed.step))
+    assert len(steps) == (6 if step <= 6 else 3)
+    assert_same(checkpoint_of(resumed), checkpoint_of(never_stopped))
+
+
+def test_a_finished_training_resumes_to_the_same(never_stopped: training.Course):
+    again = new_course(never_stopped.folder, model=small_model(seed=1))
+    again.load()
+    train_on(again, each_step=cut_power)  # no step is done
+    assert again.history == never_stopped.history and again.seconds == never_stopped.seconds
+    assert_same(again.take_best().state_dict(), never_stopped.take_best().state_dict())
+
+
+def test_what_a_course_saves_besides_comes_back(tmp_path: Path):
+    class WithMemory(training.Course):
+        SAVED = (*training.Course.SAVED, "memory")
+
+    def with_memory(memory: Tensor) -> training.Course:
+        model = small_model()
+        course = WithMemory(model, torch.optim.AdamW(model.parameters()), Settings(), tmp_path)
+        course.memory = memory
+        return course
+
+    with_memory(torch.arange(4.0)).save()
+    course = with_memory(torch.zeros(4))
+    course.load()
+    assert_same(course.memory, torch.arange(4.0))
+    with pytest.raises(InputError, match="other settings or data"):
+        with_memory(torch.zeros(5)).load()
+
+
+@pytest.mark.parametrize(("scores", "best"), [
+    ([0.5, 0.9, 0.4], 2),
+    ([0.9, 0.9, 0.9], 1),
+    ([-3.0, -2.0, -1.0], 3),
+    ([math.nan, 0.1, math.nan], 2),
+    ([None, 0.1, None], 2),
+    ([None, None, None], None),  # nothing was measured: the last
+])  # fmt: skip
+def test_the_best_weights_are_those_of_the_highest_score(tmp_path: Path, no_charts, scores: list, best: int | None):
+    course, weights = new_course(tmp_path), []
+
+    def measured(epoch: int) -> float | None:
+        weights.append({name: value.clone() for name, value in course.model.state_dict().items()})
+        return scores[epoch - 1]
+
+    train_on(course, score=measured)
+    assert course.best_epoch == (best or 0)
+    assert course.best_score == (scores[best - 1] if best else -math.inf)
+    assert_same(dict(course.take_best().state_dict()), weights[(best or 3) - 1])
+    assert not torch.equal(weights[0]["0.weight"], weights[1]["0.weight"])
+
+
+def test_a_score_of_numpy_can_be_resumed_from(tmp_path: Path, no_charts):
+    course = train_on(new_course(tmp_path), score=lambda epoch: np.float64(0.25))
+    again = new_course(tmp_path)
+    again.load()
+    assert again.best_score == course.best_score == 0.25
+
+
+def test_done_goes_by_epochs_and_steps_or_by_time(tmp_path: Path):
+    course = new_course(tmp_path, Settings(epochs=10))
+    assert course.done == 0
+    course.plan, course.epoch, course.step = batches_of(1)[:2], 4, 1
+    assert course.done == pytest.approx(0.35)
+    course.seconds = 30.0
+    with course.underway(minutes=1):
+        assert course.done == pytest.approx(0.5)
+    with course.underway(minutes=100):
+        assert course.done == pytest.approx(0.35)
+    with course.underway(minutes=0.25):
+        assert course.done == 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that goes only as the test moves it; `now` is in seconds."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_time_limit_holds_for_steps_and_validation_together(tmp_path: Path, no_charts, clock):
+    """A step takes 6 s, and the validation after three steps 12 s; nine epochs of 30 s would fit by the epochs."""
+    course, done = new_course(tmp_path, Settings(epochs=9)), []
+
+    def step() -> None:
+        done.append(course.done)
+        clock.now += 6
+
+    def validation(epoch: int) -> float:
+        clock.now += 12
+        return 0.5
+
+    train_on(course, minutes=2, each_step=step, score=validation)
+    assert 1120 <= clock.now <= 1120 + 6 + 12
+    assert done == sorted(done) and done[0] == 0 and 0.8 < done[-1] < 1
+    assert course.done == 1 and [row["epoch"] for row in course.history] == [1, 2, 3, 4]
+    assert 2 <= course.history[-1]["minutes"] <= 2.3
+
+
+def test_a_time_limit_may_end_an_epoch_early_and_leaves_out_the_pause(tmp_path: Path, no_charts, clock):
+    def step() -> None:
+        clock.now += 6
+
+    stopped, perhaps_stop = new_course(tmp_path, Settings(epochs=999)), at_step(4, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        train_on(stopped, 1, lambda: (step(), perhaps_stop()))
+    assert stopped.seconds == 24
+    clock.now += 3600
+    resumed, steps = new_course(tmp_path, Settings(epochs=999)), []
+    resumed.load()
+    train_on(resumed, 1, lambda: steps.append(step()))
+    assert len(steps) == 6 and resumed.seconds == 60  # ten steps of 6 s in all
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3, 4]
+
+
+def test_a_training_without_a_time_limit_takes_all_its_epochs(tmp_path: Path, no_charts, clock):
+    def step() -> None:
+        clock.now += 86400
+
+    course = train_on(new_course(tmp_path), each_step=step)
+    assert len(course.history) == 3 and course.seconds == STEPS * 86400
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_state(tmp_path: Path, no_charts, value: float):
+    course = new_course(tmp_path)
+
+    def spoil() -> None:
+        with torch.no_grad():
+            course.model[1].bias.fill_(value)
+
+    with pytest.raises(InputError, match=f"became {value} at epoch 2, step 2: lower --learning-rate"):
+        train_on(course, each_step=at_step(5, spoil))
+    last = training.load_checkpoint(tmp_path / "checkpoint.pt", CPU)
+    assert last["epoch"] == 2 and all(torch.isfinite(value).all() for value in last["model"].values())
+
+
+def without(path: Path, name: str) -> None:
+    state = training.load_checkpoint(path, CPU)
+    del state[name]
+    torch.save(state, path)
+
+
+UNFIT_CHECKPOINTS = {
+    "missing": lambda path: path.unlink(),
+    "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "of another program": lambda path: torch.save({"x": 1}, path),
+    "a tensor": lambda path: torch.save(torch.ones(3), path),
+    "without model": lambda path: without(path, "model"),
+    "without optimizer": lambda path: without(path, "optimizer"),
+    "without plan": lambda path: without(path, "plan"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT_CHECKPOINTS)
+def test_a_checkpoint_that_is_none_is_not_resumed(tmp_path: Path, kind: str):
+    new_course(tmp_path).save()
+    UNFIT_CHECKPOINTS[kind](tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt.*--resume"):
+        new_course(tmp_path).load()
+
+
+def test_a_checkpoint_of_other_settings_or_another_model_is_not_resumed(tmp_path: Path):
+    new_course(tmp_path).save()
+    new_course(tmp_path).load()
+    with pytest.raises(InputError, match=r"checkpoint\.pt is of a training with other settings.*--resume"):
+        new_course(tmp_path, Settings(seed=1)).load()
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit"):
+        new_course(tmp_path, model=nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))).load()
+
+
+def test_each_epoch_is_printed_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture):
+    course = train_on(new_course(tmp_path, Settings(epochs=1)), score=lambda epoch: 0.123456)
+    out, err = capsys.readouterr()
+    loss = course.history[0]["loss"]
+    assert out.startswith(f"epoch 1  loss {loss}  validation accuracy 0.1235  minutes ") and out.count("\n") == 1
+    assert err == ""  # no progress bar where nobody looks
+    with open(tmp_path / "history.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert {name: float(value) for name, value in row.items()} == course.history[0]
+    assert list(row) == ["epoch", "loss", "validation_accuracy", "minutes"]
+    assert files_in(tmp_path) == ["checkpoint.pt", "history.csv", "history.png"]
+
+
+def test_the_learning_rate_rises_then_falls():
+    rates = [training.warm_cosine(done) for done in np.linspace(0, 1, 201)]
+    highest = int(np.argmax(rates))
+    assert 0.04 <= highest / 200 <= 0.06 and rates[highest] == pytest.approx(1, rel=0.01)
+    assert rates[: highest + 1] == sorted(rates[: highest + 1])
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)
+    assert 0 < rates[0] < 0.05 and rates[-1] == pytest.approx(0.01)
+    assert rates[100] == pytest.approx(0.505)  # half way down
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,582 @@
+"""Five landmarks of a face, trained from scratch: both eyes, the nose tip and the corners of the mouth.
+
+    python3 face_landmark.py prepare       marked faces -> data/landmarks/: greyscale pictures, points, split
+    python3 face_landmark.py train         -> weights/landmark.safetensors
+    python3 face_landmark.py evaluate      errors, curve and worst faces, of people that nothing was trained on
+    python3 face_landmark.py detect PATH   the five points of a face, in pixels of the photo
+
+prepare takes the data sets under dataset/, any folder with marked faces (--data), or draws faces.
+
+The model sees a square around a face, 96x96 pixels, greyscale, and answers with ten numbers: x and y of the left eye,
+the right eye, the nose tip, the left and the right mouth corner (left as the viewer sees it), from -1 to 1. In use it
+looks several times: the points of one look place the square of the next.
+"""
+
+import argparse
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from facekit import alignment, charts, commands, drawing, landmarks, metrics, synthetic, training
+from facekit.files import InputError
+from facekit.images import contact_sheet, find_photos, open_photo
+from facekit.landmarks import MIRRORED, PACKED_SIZE, POINTS
+
+IMAGE_SIZE = 96  # the model sees 96x96 pixels, greyscale, values 0..1
+LOOKS = 3  # in use: each look but the first is at the square around the points of the one before
+FAILURE = 0.10  # a face with a larger NME counts as failed
+DRAWN_PEOPLE = 1500
+
+PREPARED = Path("data/landmarks")
+WEIGHTS = Path("weights/landmark.safetensors")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of a training; they are saved with the weights."""
+
+    reference: bool = False
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 2e-3  # at its highest: it rises over the first 5 % of the training, then falls to 1 %
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+REFERENCE = Settings(reference=True, epochs=100, batch_size=128, learning_rate=1e-3, weight_decay=0.0)
+
+
+# ---------------------------------------------------------------- data
+
+
+def augment(images: Tensor, points: Tensor, generator: torch.Generator, reference: bool) -> tuple[Tensor, Tensor]:
+    """Packed pictures (B, 1, 128, 128) uint8 and points (B, 5, 2), -1..1 -> faces (B, 1, 96, 96) and their points.
+
+    A new square is laid over each picture: turned, larger or smaller, shifted, every second one mirrored. What lies
+    outside of the picture shows another face of the batch, or the picture's edge repeated. The random numbers come
+    from the CPU, so they are the same on every device.
+    """
+    count, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(count, 1, 1, generator=generator) * (high - low) + low).to(device)
+
+    if reference:  # the picture at 0.3 to 1 times its size
+        angle, half, mirror = uniform(-18, 18), 1 / uniform(0.3, 1), torch.ones(count, 1, 1, device=device)
+        center = torch.cat([uniform(-0.4, 0.4), uniform(-0.4, 0.4)], dim=2) * half
+    else:  # more than half of the squares nearly as the last look has them, the others as the first may
+        near = uniform(0, 1) < 0.6
+        middle, half = region_of(points)
+        half = half * torch.where(near, uniform(-0.16, 0.2).exp(), 0.7 * 4.5 ** uniform(0, 1).square())
+        reach = torch.where(near, 0.12, 0.4)
+        center = middle + torch.cat([uniform(-1, 1), uniform(-1, 1)], dim=2) * reach * half
+        angle, mirror = uniform(-30, 30) * torch.where(near, 0.6, 1.0), uniform(-1, 1).sign()
+    angle = angle.deg2rad()
+    turn = torch.cat([torch.cat([angle.cos(), -angle.sin()], 2), torch.cat([angle.sin(), angle.cos()], 2)], 1)
+    linear = half * turn * torch.cat([mirror, torch.ones_like(mirror)], dim=2)  # (B, 2, 2), square -> picture
+    theta = torch.cat([linear, center.transpose(1, 2)], 2)  # (B, 2, 3)
+    grid = F.affine_grid(theta, [count, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    pictures = images.float() / 255
+    faces = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    other = F.grid_sample(pictures.roll(1, 0), grid * 0.5, padding_mode="border", align_corners=False)
+    outside = (grid.abs() > 1).any(3)[:, None] & (uniform(0, 1) < 0.5)[:, :, :, None]
+    faces = torch.where(outside, other, faces)
+
+    points = torch.linalg.solve(linear, (points - center).transpose(1, 2)).transpose(1, 2)
+    points = torch.where(mirror < 0, points[:, MIRRORED], points)
+    return faces if reference else vary_light(faces, generator), points
+
+
+def region_of(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's square around points (B, 5, 2), NaN where missing: its middle (B, 1, 2), half its side (B, 1, 1).
+
+    As alignment.region, on the device: the side is 3 times the larger of the points' width and height.
+    """
+    low = points.nan_to_num(math.inf).amin(1, keepdim=True)
+    high = points.nan_to_num(-math.inf).amax(1, keepdim=True)
+    return (low + high) / 2, (1.5 * (high - low).amax(2, keepdim=True)).clamp(min=0.2)
+
+
+def vary_light(faces: Tensor, generator: torch.Generator) -> Tensor:
+    """Faces (B, 1, S, S) in 0..1 with other gamma, contrast and brightness; some blurred, noisy or partly hidden."""
+    count, size, device = len(faces), faces.shape[-1], faces.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low).to(device)
+
+    faces = faces.clamp(0, 1) ** uniform(-0.5, 0.5).exp()
+    faces = (faces - 0.5) * uniform(0.6, 1.3) + 0.5 + uniform(-0.15, 0.15)
+    coarse = int(torch.randint(size // 4, size // 2, (), generator=generator))  # a quarter was a small face once
+    small = F.interpolate(faces[: count // 4], size=(coarse, coarse), mode="bilinear", antialias=True)
+    faces = torch.cat([F.interpolate(small, size=(size, size), mode="bilinear"), faces[count // 4 :]])
+    noise = torch.randn(faces.shape, generator=generator).to(device)
+    faces = faces + noise * uniform(0, 0.05) * (uniform(0, 1) < 0.3)
+
+    pixels = torch.linspace(0, 1, size, device=device)
+    half_width = uniform(0.05, 0.15) * (uniform(0, 1) < 0.2)
+    rows = (pixels[:, None] - uniform(0, 1)).abs() < half_width  # (B, 1, S, 1) by broadcasting
+    columns = (pixels - uniform(0, 1)).abs() < half_width
+    return torch.where(rows & columns, uniform(0, 1), faces).clamp(0, 1)
+
+
+# ---------------------------------------------------------------- model
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a way around them (He et al. 2016): (B, C, H, W) -> (B, D, H / stride, W / stride)."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out_channels),
+            nn.ReLU(), nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels),
+        )  # fmt: skip
+        self.around = nn.Identity() if stride == 1 and channels == out_channels else nn.Sequential(
+            nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.path(x) + self.around(x))
+
+
+class Compact(nn.Module):
+    """Half as wide as ResNet18 and without its pooling at the end, which would blur where things are."""
+
+    def __init__(self, widths: Sequence[int] = (32, 64, 128)):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 5, stride=2, padding=2, bias=False),
+                                   nn.BatchNorm2d(widths[0]), nn.ReLU()]  # 48x48  # fmt: skip
+        for before, width in zip((widths[0], *widths), widths):  # 24x24, 12x12, 6x6
+            layers += [Residual(before, width, stride=2), Residual(width, width)]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(widths[-1] * 36, 256), nn.ReLU(), nn.Linear(256, 2 * len(POINTS)))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.head(self.layers(faces))
+
+
+class ReferenceNet(nn.Module):
+    """ResNet18 (He et al. 2016) with one input channel -> 128 -> 10."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = resnet18(num_classes=128)
+        self.backbone.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, 2 * len(POINTS)))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.head(self.backbone(faces))
+
+
+ARCHITECTURES = {"compact": Compact, "resnet18-128-10": ReferenceNet}
+
+
+class Landmarker(nn.Module):
+    """Faces (B, 1, 96, 96) in 0..1 -> points (B, 5, 2) in -1..1: the left or upper edge is -1, the right or lower 1."""
+
+    def __init__(self, architecture: str):
+        super().__init__()
+        self.architecture = architecture
+        self.net = ARCHITECTURES[architecture]()
+
+    def forward(self, faces: Tensor) -> Tensor:
+        faces = faces.contiguous(memory_format=torch.channels_last)
+        return self.net(faces).float().view(-1, len(POINTS), 2)
+
+
+# ---------------------------------------------------------------- loss
+
+
+def point_loss(found: Tensor, marked: Tensor, reference: bool = False) -> Tensor:
+    """Points (B, 5, 2), (B, 5, 2) -> scalar; points that are not marked (NaN) do not count.
+
+    The mean distance, in half widths of the square, rounded off below 0.01; the reference's is the mean squared
+    error of the coordinates.
+    """
+    present = ~marked.isnan().any(2)  # (B, 5)
+    squared = (found - torch.where(present[:, :, None], marked, found.detach())).square().sum(2)  # (B, 5)
+    errors = squared / 2 if reference else (squared + 0.01**2).sqrt() - 0.01
+    return (errors * present).sum() / present.sum().clamp(min=1)
+
+
+# ---------------------------------------------------------------- training
+
+
+class Part:
+    """One part of the split on the device: images (N, 1, 128, 128) uint8, points (N, 5, 2) in -1..1, NaN: missing."""
+
+    def __init__(self, faces: landmarks.LandmarkSet, name: str, device: torch.device):
+        rows = faces.part(name)
+        if not len(rows):
+            raise InputError(f"There is no face for {name}: prepare more data.")
+        self.images = torch.from_numpy(faces.images[rows]).to(device)
+        self.points = torch.from_numpy(faces.points[rows] * 2 / PACKED_SIZE - 1).to(device)
+
+
+def train_step(course: training.Course, part: Part, rows: Tensor, precision: str) -> None:
+    """One batch, from rows (B,) to changed weights."""
+    settings = course.settings
+    _, random = training.step_generators(settings.seed, course.epoch, course.step)
+    course.model.train()
+    faces, points = augment(part.images[rows], part.points[rows], random, settings.reference)
+    with training.autocast(course.device, precision):
+        loss = point_loss(course.model(faces), points, settings.reference)
+    course.learn(loss, settings.learning_rate * (1 if settings.reference else training.warm_cosine(course.done)))
+
+
+def finish_epoch(course: training.Course, validation: Part, precision: str) -> None:
+    """Measures the validation faces with two looks at each; the weights are kept if their NME is the lowest."""
+    with training.evaluating(course.model), training.autocast(course.device, precision):
+        found = torch.cat([look_twice(course.model, images) for images in validation.images.split(256)]).cpu().numpy()
+    marked = validation.points.cpu().numpy()
+    errors = landmarks.point_errors(found, marked)
+    nme = float(np.nanmean(landmarks.normalised_errors(errors, marked)))
+    course.finish_epoch(-nme, {"validation_nme": nme, "validation_error_percent": float(50 * np.nanmean(errors))})
+
+
+def look_twice(model: Landmarker, images: Tensor) -> Tensor:
+    """Packed pictures (B, 1, 128, 128) uint8 -> points (B, 5, 2), -1..1: a look at all of it, one at the region."""
+    middle, half = images.new_zeros(len(images), 1, 2).float(), images.new_ones(len(images), 1, 1).float()
+    for _ in range(2):
+        theta = torch.cat([half * torch.eye(2, device=images.device), middle.transpose(1, 2)], 2)  # (B, 2, 3)
+        grid = F.affine_grid(theta, [len(images), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+        faces = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+        points = middle + half * model(faces)
+        middle, half = region_of(points)
+    return points
+
+
+def train(faces: landmarks.LandmarkSet, settings: Settings, folder: Path, device: torch.device,
+          precision: str = "auto", minutes: float | None = None, resume: bool = False,
+          dry_run: bool = False) -> training.Course:  # fmt: skip
+    """Trains on the train faces; the weights that are best on validation faces are in the result.
+
+    Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training
+    into that time. After Ctrl-C all is saved and KeyboardInterrupt raised.
+    """
+    training.seed_everything(settings.seed)
+    model = Landmarker("resnet18-128-10" if settings.reference else "compact")
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    course = training.Course(model, optimizer, settings, folder)
+    part, validation = Part(faces, "train", device), Part(faces, "validation", device)
+    if resume:
+        course.load()
+    with course.underway(minutes):
+        while course.done < 1:
+            if not course.plan:
+                order = torch.randperm(len(part.images), generator=torch.Generator().manual_seed(course.epoch))
+                course.plan = list(order.split(settings.batch_size))[: 2 if dry_run else None]
+            for batch in course.batches():
+                train_step(course, part, batch, precision)
+            finish_epoch(course, validation, precision)
+    course.take_best()
+    return course
+
+
+# ---------------------------------------------------------------- use
+
+
+def predict(model: Landmarker, crops: np.ndarray | Tensor, precision: str = "auto") -> Tensor:
+    """Crops (N, 1, 96, 96) uint8 -> points (N, 5, 2) in -1..1: the mean of the face's and of its mirror image's."""
+    device = next(model.parameters()).device
+    points = [torch.empty(0, len(POINTS), 2, device=device)]
+    with training.evaluating(model), training.autocast(device, precision):
+        for start in range(0, len(crops), 256):
+            faces = torch.as_tensor(crops[start : start + 256]).to(device).float() / 255
+            mirrored = model(faces.flip(3))[:, MIRRORED] * torch.tensor([-1, 1], device=device)
+            points.append((model(faces) + mirrored) / 2)
+    return torch.cat(points)
+
+
+def look(model: Landmarker, photos: Sequence, matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One look at one face of each photo, through its square (2, 3): points (5, 2) in pixels of the photo."""
+    crops = [alignment.warp(photo, matrix[None], IMAGE_SIZE) for photo, matrix in zip(photos, matrices)]
+    found = predict(model, np.concatenate(crops)).cpu().numpy() if crops else ()
+    return [
+        alignment.transform_points(alignment.invert(matrix), (points + 1) * IMAGE_SIZE / 2)
+        for points, matrix in zip(found.astype(np.float64), matrices)
+    ] if crops else []  # fmt: skip
+
+
+def find_landmarks(model: Landmarker, photos: Sequence, squares: Sequence[np.ndarray],
+                   looks: int = LOOKS) -> list[np.ndarray]:
+    """Landmarks (5, 2), in pixels, of one face in each photo; `squares` (2, 3) say where to look first.
+
+    A photo with several faces comes several times. Each further look is at the square around the points found
+    before (the reference's region).
+    """
+    points = look(model, photos, squares)
+    for _ in range(looks - 1):
+        squares = [next_square(*each) for each in zip(points, squares)]
+        points = look(model, photos, squares)
+    return points
+
+
+def next_square(points: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The square (2, 3) around points (5, 2); the one before if they are no face's."""
+    try:
+        return alignment.region(points, IMAGE_SIZE)
+    except InputError:
+        return before
+
+
+def detect_landmarks(photos: Sequence, boxes: Sequence | None = None,
+                     model: Landmarker | None = None) -> list[np.ndarray]:  # fmt: skip
+    """The five points (5, 2), x and y in pixels, of the face in each photo.
+
+    photos: paths, PIL images or uint8 arrays. boxes: the face of each photo (x0, y0, x1, y1); without them the face
+    is looked for in the whole photo, of which it should fill a good part. InputError names a photo that cannot be
+    opened.
+    """
+    opened = [open_photo(photo) for photo in photos]
+    if boxes is None:
+        squares = [alignment.box_region((0, 0, *photo.size), IMAGE_SIZE, scale=1) for photo in opened]
+    else:
+        squares = [alignment.box_region(box, IMAGE_SIZE) for box in boxes]
+    return find_landmarks(model or load_landmarker(), opened, squares)
+
+
+def save_landmarker(path: Path, course: training.Course, faces: landmarks.LandmarkSet, measured: dict) -> None:
+    """Writes the weights, and all that is needed to load them and to know where they come from."""
+    training.save_weights(path, course.model, {
+        "architecture": course.model.architecture,
+        "crop": {"size": IMAGE_SIZE, "color": False},
+        "data": {name: faces.summary[name] for name in ("faces", "sources", "splits", "seed")},
+        "settings": asdict(course.settings),
+        "epoch": course.best_epoch,
+        "minutes": round(course.seconds / 60, 1),
+        "measured": measured,
+    })  # fmt: skip
+
+
+@functools.cache
+def load_landmarker(path: str | Path = WEIGHTS, device: str = "auto") -> Landmarker:
+    """The trained model; `.metadata` says how it was made and what it measured."""
+    tensors, metadata = training.read_weights(path, *ARCHITECTURES)
+    model = Landmarker(metadata["architecture"])
+    training.load_tensors(model, tensors, path)
+    model.metadata = metadata
+    return model.to(training.choose_device(device), memory_format=torch.channels_last).eval()
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure(model: Landmarker, pictures: Sequence, marked: np.ndarray, sources: np.ndarray,
+            groups: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Pictures of one face each, marked (N, 5, 2) in pixels -> the report, the points found, and the NME (N,).
+
+    Errors in per cent are of the width of the picture's square. `nme_random_boxes`: the first look is at squares
+    that are up to 15 % off-centre and 25 % too large or too small.
+    """
+    squares = [alignment.box_region((0, 0, *picture.size), IMAGE_SIZE, scale=1) for picture in pictures]
+    sides = np.array([max(picture.size) for picture in pictures])
+    found = np.array(find_landmarks(model, pictures, squares))
+    errors = landmarks.point_errors(found, marked)  # (N, 5)
+    nme = landmarks.normalised_errors(errors, marked)  # (N,)
+    elsewhere = np.array(find_landmarks(model, pictures, _random_squares(sides, pictures)))
+    nme_elsewhere = landmarks.normalised_errors(landmarks.point_errors(elsewhere, marked), marked)
+
+    percent, known, random = 100 * errors / sides[:, None], ~np.isnan(nme), np.random.default_rng(0)
+    per_face = {"mean_error_percent": np.nanmean(percent, axis=1), "nme": nme, "failure_rate": nme > FAILURE,
+                "nme_random_boxes": nme_elsewhere}  # fmt: skip
+    report: dict = {}
+    for name, values in per_face.items():
+        report[name] = float(np.mean(values[known]))
+        report[f"{name}_interval"] = list(metrics.people_interval(values[known], groups[known], random))
+    report["per_landmark_percent"] = dict(zip(POINTS, np.nanmean(percent, axis=0).tolist()))
+    report["nme_per_source"] = {str(name): float(nme[known & (sources == name)].mean())
+                                for name in np.unique(sources[known])}  # fmt: skip
+    return report | {"faces": len(pictures), "groups": len(np.unique(groups))}, found, nme
+
+
+def _random_squares(sides: np.ndarray, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+    random, squares = np.random.default_rng(0), []
+    for side, picture in zip(sides, pictures):
+        center = np.array(picture.size) / 2 + random.uniform(-0.15, 0.15, 2) * side
+        half = side / 2 * 1.25 ** random.uniform(-1, 1)
+        squares.append(alignment.box_region((*(center - half), *(center + half)), IMAGE_SIZE, scale=1))
+    return squares
+
+
+# ---------------------------------------------------------------- commands
+
+
+def command_prepare(args: argparse.Namespace) -> int:
+    roots = args.data or [path for path in (Path("dataset"),) if path.is_dir() and args.drawn_people is None]
+    faces: list[landmarks.MarkedFace] = []
+    for root in roots:
+        try:
+            faces += landmarks.find_faces(root)
+        except InputError:
+            if args.data:
+                raise
+    if not faces:
+        people = args.drawn_people or DRAWN_PEOPLE
+        print(f"{'' if args.drawn_people else 'There are no marked faces under dataset/: '}drawing {people} people.")
+        drawn = args.prepared / f"drawn_{people}_people_{args.seed}"
+        synthetic.write_faces(drawn, people, pictures_per_person=2, seed=args.seed, zoom=0.65)
+        faces = landmarks.find_faces(drawn)
+    summary = landmarks.pack_landmarks(faces, args.prepared, args.seed, args.max_pixels)
+    for source, count in summary["sources"].items():
+        print(f"{source}: {count} faces")
+    for skipped in summary["skipped"][:10]:
+        print(f"skipped {skipped['file']}: {skipped['why']}")
+    parts = ", ".join(f"{count} for {name}" for name, count in summary["splits"].items())
+    print(f"{summary['faces']} faces ({parts}), {summary['missing_points']} points not marked; "
+          f"{len(summary['skipped'])} pictures skipped.\nFaces and points: {args.prepared / 'contact_sheet.png'}")
+    return 0
+
+
+def command_train(args: argparse.Namespace) -> int:
+    faces = landmarks.load_landmarks(args.prepared)
+    settings = commands.choose_settings(REFERENCE if args.reference else Settings(), args)
+    folder = args.prepared / ("dry_run" if args.dry_run else "reference" if args.reference else "training")
+    device = training.choose_device(args.device)
+    print(f"{faces.summary['splits']['train']} faces to learn from, on {training.describe(device, args.precision)}",
+          flush=True)  # fmt: skip
+    try:
+        course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run)
+    except KeyboardInterrupt:
+        print(commands.how_to_go_on())
+        return 130
+    measured = {"nme_validation": round(-course.best_score, 4)}
+    weights = folder / "landmark.safetensors" if args.dry_run else args.weights
+    save_landmarker(weights, course, faces, measured)
+    print(f"Validation faces: NME {measured['nme_validation']:.2%} (best epoch: {course.best_epoch}).\n"
+          f"Weights: {weights}; history: {folder / 'history.png'}")  # fmt: skip
+    return 0
+
+
+def command_evaluate(args: argparse.Namespace) -> int:
+    model = load_landmarker(args.weights, args.device)
+    if args.points or args.images:
+        if not (args.points and args.images):
+            raise InputError("--images DIR and --points FILE go together: give both, or neither for the saved split.")
+        faces = landmarks.read_points_csv(args.points, args.images)
+        pictures = [open_photo(face.picture, args.max_pixels) for face in faces]
+        marked = np.array([face.points for face in faces])
+        sources, groups = (np.array([getattr(face, name) for face in faces]) for name in ("source", "group"))
+        files = [face.file for face in faces]
+    else:
+        prepared = landmarks.load_landmarks(args.prepared)
+        rows = prepared.part("test")
+        pictures = [Image.fromarray(image[0]).convert("RGB") for image in prepared.images[rows]]
+        marked, sources, groups = prepared.points[rows], prepared.sources[rows], prepared.groups[rows]
+        files = [prepared.files[row] for row in rows]
+    report, found, nme = measure(model, pictures, marked, sources, groups)
+    charts.cumulative_error_chart(nme, args.charts / "errors.png", FAILURE)
+    write_worst(pictures, marked, found, nme, files, args.charts / "worst.png")
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    for name in ("mean_error_percent", "nme", "failure_rate", "nme_random_boxes"):
+        low, high = report[f"{name}_interval"]
+        print(f"{name:20} {report[name]:.4f}  [{low:.4f}, {high:.4f}]")
+    for name, value in report["per_landmark_percent"].items():
+        print(f"{name:20} {value:.4f} % of the width")
+    for name, value in report["nme_per_source"].items():
+        print(f"NME of {name:13} {value:.4f}")
+    print(f"{report['faces']} faces of {report['groups']} people or photos; in brackets 95 % intervals, by resampling "
+          f"these\nCharts: {args.charts / 'errors.png'}, {args.charts / 'worst.png'}")  # fmt: skip
+    return 0
+
+
+def write_worst(pictures: Sequence[Image.Image], marked: np.ndarray, found: np.ndarray, nme: np.ndarray,
+                files: Sequence[str], path: Path) -> None:
+    """The twelve faces with the largest NME, the marked points green, the found ones red."""
+    worst = [row for row in np.argsort(-np.nan_to_num(nme, nan=-1)) if not np.isnan(nme[row])][:12]
+    crops, points = [], []
+    for row in worst:
+        matrix = alignment.box_region((0, 0, *pictures[row].size), PACKED_SIZE, scale=1)
+        crops.append(alignment.warp(pictures[row], matrix[None], PACKED_SIZE)[0])
+        points.append([alignment.transform_points(matrix, each[row]) for each in (marked, found)])
+    tiles = landmarks.with_points(np.stack(crops), *np.stack(points, axis=1), scale=2)
+    contact_sheet(tiles, path, columns=4, captions=[f"{nme[row]:.1%} {files[row]}" for row in worst])
+
+
+def command_detect(args: argparse.Namespace) -> int:
+    model = load_landmarker(args.weights, args.device)
+    if not args.paths:
+        return commands.ask_for_photos(lambda path: detect_one(model, path, args))
+    paths = [photo for path in args.paths for photo in (find_photos(path) if path.is_dir() else [path])]
+    failed = 0
+    for path in paths:
+        try:
+            detect_one(model, path, args)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    return 2 if failed else 0
+
+
+def detect_one(model: Landmarker, path: Path, args: argparse.Namespace) -> None:
+    """Prints the points of one photo; draws them with --out."""
+    photo = open_photo(path, args.max_pixels)
+    [points] = detect_landmarks([photo], model=model)
+    print(f"{path}: " + ", ".join(f"{name.replace('_', ' ')} {x:.1f} {y:.1f}" for name, (x, y) in zip(POINTS, points)))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        target = args.out / f"{path.stem}_landmarks.png"
+        drawing.draw_faces(photo, [], [points], [])[0].save(target)
+        print(f"saved to {target}")
+
+
+# ---------------------------------------------------------------- command line
+
+OPTIONS = commands.OPTIONS | {  # of more than one command
+    "--prepared": dict(type=Path, default=PREPARED, metavar="DIR", help=f"prepared faces [{PREPARED}]"),
+    "--weights": dict(type=Path, default=WEIGHTS, metavar="FILE", help=f"[{WEIGHTS}]"),
+}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, about: str, *options: str) -> argparse.ArgumentParser:
+        return commands.add_command(subparsers, name, run, about, {option: OPTIONS[option] for option in options})
+
+    sub = command("prepare", command_prepare, "Find marked faces, cut them out, split them.",
+                  "--prepared", "--max-pixels", "--seed")  # fmt: skip
+    sub.add_argument("--data", type=Path, action="append", metavar="DIR",
+                     help="a folder of marked faces, may be repeated [dataset/, else drawn faces]")  # fmt: skip
+    sub.add_argument("--drawn-people", type=commands.number(int, 1), metavar="N", help="draw so many people instead")
+
+    sub = command("train", command_train, "Train the landmark model.", "--prepared", "--weights", *commands.TRAINING)
+    sub.add_argument("--reference", action="store_true", help="the reference method: ResNet18, mean squared error")
+
+    sub = command("evaluate", command_evaluate, "Measure on test faces, or on a folder of marked faces.",
+                  "--prepared", "--weights", "--device", "--max-pixels")  # fmt: skip
+    sub.add_argument("--images", type=Path, metavar="DIR", help="pictures of one face each, for --points")
+    sub.add_argument("--points", type=Path, metavar="FILE", help="file,left_eye_x,left_eye_y,... in pixels")
+    sub.add_argument("--charts", type=Path, default=Path("data/evaluation"), metavar="DIR", help="[data/evaluation]")
+    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    sub = command("detect", command_detect, "The five points of the face in each photo.",
+                  "--weights", "--device", "--max-pixels")  # fmt: skip
+    sub.add_argument("paths", type=Path, nargs="*", help="photos or folders [asks for them]")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="write the photos with the points drawn")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return commands.run(parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""Faces with five marked points: the layouts that are known, one packed array of them all, and how wrong points are.
+
+Points are x, y in pixels of the picture, continuous as in facekit.alignment: left eye, right eye, nose tip, left and
+right mouth corner. Left and right are the viewer's. A point that is not marked is NaN.
+"""
+
+import csv
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from facekit import alignment
+from facekit.datasets import SPLITS, split_people
+from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_photos, open_photo
+
+POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+MIRRORED = [1, 0, 2, 4, 3]  # which point each one becomes in a mirror
+PACKED_SIZE = 128  # pixels: more than the model sees, so that a closer crop stays sharp
+
+# The columns of Kaggle's facial_keypoints.csv. Its left is the person's own, ours the viewer's.
+KAGGLE_COLUMNS = ("right_eye_center", "left_eye_center", "nose_tip", "mouth_right_corner", "mouth_left_corner")
+# Of the 68 points of the iBUG markup, counted from 0: those whose mean is a point of ours.
+IBUG_POINTS = (range(36, 42), range(42, 48), [30], [48], [54])
+
+
+@dataclass(frozen=True)
+class MarkedFace:
+    """A picture with five points; faces of one group (a person, a photo) go to one part of the split."""
+
+    picture: Picture
+    points: np.ndarray  # (5, 2)
+    file: str
+    source: str
+    group: str
+    box: tuple[float, float, float, float] | None = None  # where the face is; None: it is the picture
+
+
+# ---------------------------------------------------------------- the layouts
+
+
+def find_faces(root: str | Path) -> list[MarkedFace]:
+    """All marked faces below a folder: points.csv beside pictures, Kaggle's arrays, .pts files beside photos.
+
+    InputError when there is none, or when a file of points cannot be read.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give one with marked faces.")
+    faces: list[MarkedFace] = []
+    for path in sorted(root.rglob("*.csv")):
+        if path.name in ("points.csv", "landmarks.csv"):
+            faces += read_points_csv(path)
+        elif path.name == "facial_keypoints.csv":
+            faces += read_kaggle(path)
+    if any(root.rglob("*.pts")):
+        faces += [read_pts(photo) for photo in find_photos(root) if photo.with_suffix(".pts").is_file()]
+    if not faces:
+        raise InputError(f"{root} holds no marked faces: no points.csv, no facial_keypoints.csv, no .pts files.")
+    return faces
+
+
+def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace]:
+    """Rows `file,left_eye_x,left_eye_y,right_eye_x,...`; files are found in `pictures`, else beside the table.
+
+    The source is the first word of the file's name (word_...) where all names have one, else the folder.
+    """
+    rows = list(_rows(path, ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]))
+    words = {match[0] if (match := re.match(r"[a-z]+(?=_)", row[0])) else "" for row in rows}
+    folder = path.parent if pictures is None else pictures
+    return [
+        MarkedFace(folder / file, points, file, file.split("_")[0] if words and "" not in words and len(words) < 10
+                   else folder.name, _group_of(file))  # fmt: skip
+        for file, points in rows
+    ]
+
+
+def _group_of(file: str) -> str:
+    """video_NAME_12tr.webp and video_NAME_07.webp are of one group, and so are the faces PHOTO_0 and PHOTO_1."""
+    path = Path(file)
+    if str(path.parent) != ".":
+        return str(path.parent)
+    return re.sub(r"_\d+[a-z]*$", "", path.stem)
+
+
+def read_kaggle(path: Path) -> list[MarkedFace]:
+    """facial_keypoints.csv with face_images.npz or .npy, (96, 96, N), beside it."""
+    points = [row[1] for row in _rows(path, [f"{name}_{axis}" for name in KAGGLE_COLUMNS for axis in "xy"])]
+    images = next((path.with_name(name) for name in ("face_images.npz", "face_images.npy")
+                   if path.with_name(name).is_file()), None)  # fmt: skip
+    if images is None:
+        raise InputError(f"{path} lacks its pictures: put face_images.npz or face_images.npy beside it.")
+    try:
+        pixels = np.load(images, allow_pickle=False)
+        pixels = pixels[pixels.files[0]] if images.suffix == ".npz" else pixels
+        pixels = np.clip(pixels, 0, 255).astype(np.uint8).transpose(2, 0, 1)  # (N, 96, 96)
+    except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise InputError(f"{images} cannot be read ({error}): download it again.") from None
+    if len(pixels) != len(points):
+        raise InputError(f"{images} has {len(pixels)} pictures, but {path} has {len(points)} rows: get both again.")
+    half = 0.5  # its points count from the centre of the first pixel
+    return [MarkedFace(picture, point + half, f"{images.name}[{number}]", "kaggle", f"kaggle_{number}")
+            for number, (picture, point) in enumerate(zip(pixels, points))]  # fmt: skip
+
+
+def read_pts(photo: Path) -> MarkedFace:
+    """A photo with 68 points in PHOTO.pts (iBUG 300-W): five points, and the square around them as the face."""
+    path = photo.with_suffix(".pts")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        numbers = np.array(re.search(r"\{(.*?)\}", text, re.DOTALL)[1].split(), dtype=float)
+        marks = numbers.reshape(68, 2) - 0.5  # they count from (1, 1), the centre of the first pixel
+    except (OSError, TypeError, ValueError):
+        raise InputError(f"{path} does not hold 68 points between braces: correct it or move it away.") from None
+    points = np.stack([marks[list(which)].mean(0) for which in IBUG_POINTS])
+    center, side = (points.min(0) + points.max(0)) / 2, 4 * np.ptp(points, axis=0).max()
+    box = (*(center - side / 2), *(center + side / 2))
+    return MarkedFace(photo, points, photo.name, photo.parent.name, _group_of(photo.name), box)
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """(first column, points (5, 2)) of each row; an empty cell is NaN."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): it must be a CSV file in UTF-8.") from None
+    missing = [column for column in columns if table and column not in table[0]]
+    if missing or not table:
+        raise InputError(f"{path} has no rows with the column {(missing or columns)[0]}: see dataset/README.md.")
+    coordinates = columns[-10:]
+    for line, row in enumerate(table, start=2):
+        try:
+            points = np.array([float(row[column] or "nan") for column in coordinates]).reshape(5, 2)
+        except (TypeError, ValueError):
+            raise InputError(f"{path}, line {line}: a coordinate is not a number; correct it.") from None
+        points[~np.isfinite(points).all(1)] = np.nan
+        yield row[columns[0]], points
+
+
+# ---------------------------------------------------------------- one packed array
+
+
+@dataclass
+class LandmarkSet:
+    """What pack_landmarks has written; row i of everything belongs to the same face."""
+
+    images: np.ndarray  # (N, 1, 128, 128) uint8, on disk
+    points: np.ndarray  # (N, 5, 2) float32, pixels of the packed picture, NaN where missing
+    sources: np.ndarray  # (N,) of str
+    groups: np.ndarray  # (N,) of str
+    split: np.ndarray  # (N,) of "train", "validation", "test"
+    files: list[str]
+    summary: dict
+
+    def part(self, name: str) -> np.ndarray:
+        """The rows of one part of the split, ascending."""
+        return np.flatnonzero(self.split == name)
+
+
+def cut(face: MarkedFace, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
+    """The packed picture (1, 128, 128) uint8 of a face, and its points (5, 2) in pixels of it.
+
+    The picture, or the face's box, is made square, never stretched. InputError when the picture cannot be opened or
+    no point lies in it.
+    """
+    photo = open_photo(face.picture, max_pixels)
+    matrix = alignment.box_region(face.box or (0, 0, *photo.size), PACKED_SIZE, scale=1)
+    points = alignment.transform_points(matrix, face.points)
+    if not ((points >= 0) & (points <= PACKED_SIZE)).all(1).any():
+        raise InputError(f"{face.file}: none of its points lies in the picture.")
+    return alignment.warp(photo, matrix[None], PACKED_SIZE)[0], points
+
+
+def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 0,
+                   max_pixels: int = MAX_PIXELS) -> dict:
+    """Writes images.npy, points.npy, index.csv, summary.json and a contact sheet into `folder`; returns the summary.
+
+    80 / 10 / 10 per cent for train, validation and test, by group. Pictures that cannot be used, and exact copies,
+    are skipped and named. Written whole: a stopped run leaves the last result.
+    """
+    folder, rows, skipped, seen = Path(folder), [], [], set()
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (len(faces), 1, PACKED_SIZE, PACKED_SIZE)
+    working = folder / ".images.working.npy"
+    images = np.lib.format.open_memmap(working, "w+", np.uint8, shape)
+    points = np.empty((len(faces), len(POINTS), 2), np.float32)
+    with ThreadPoolExecutor() as pool:
+        outcomes = pool.map(lambda face: _cut_or_why(face, max_pixels), faces)
+        for face, outcome in zip(faces, tqdm(outcomes, "cutting", len(faces), disable=None, unit=" faces")):
+            digest = "" if isinstance(outcome, str) else hashlib.sha256(outcome[0]).hexdigest()
+            if isinstance(outcome, str) or digest in seen:
+                why = outcome if isinstance(outcome, str) else "exact copy of another picture"
+                skipped.append({"file": face.file, "why": why})
+                continue
+            images[len(rows)], points[len(rows)] = outcome
+            seen.add(digest)
+            rows.append(face)
+    if not rows:
+        working.unlink()
+        raise InputError(f"None of the {len(faces)} pictures can be used. The first: {skipped[0]['why']}")
+    split_of = split_people(Counter(face.group for face in rows), seed)
+    split = [split_of[face.group] for face in rows]
+    summary = {
+        "faces": len(rows),
+        "sources": dict(Counter(face.source for face in rows)),
+        "splits": {name: split.count(name) for name in SPLITS},
+        "missing_points": int(np.isnan(points[: len(rows)]).any(2).sum()),
+        "skipped": skipped,
+        "seed": seed,
+    }
+    with written_whole(folder / "images.npy") as temporary:
+        np.save(temporary, images[: len(rows)])
+    with written_whole(folder / "points.npy") as temporary:
+        np.save(temporary, points[: len(rows)])
+    with written_whole(folder / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("row", "file", "source", "group", "split"))
+        writer.writerows((row, face.file, face.source, face.group, split[row]) for row, face in enumerate(rows))
+    write_json(folder / "summary.json", summary)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:96]
+    contact_sheet(with_points(images[chosen], points[chosen]), folder / "contact_sheet.png")
+    working.unlink()
+    return summary
+
+
+def _cut_or_why(face: MarkedFace, max_pixels: int) -> tuple[np.ndarray, np.ndarray] | str:
+    try:
+        return cut(face, max_pixels)
+    except InputError as error:
+        return str(error)
+
+
+def load_landmarks(folder: str | Path) -> LandmarkSet:
+    """Opens what pack_landmarks has written. InputError when something is missing or damaged."""
+    folder = Path(folder)
+    for name in ("images.npy", "points.npy", "index.csv", "summary.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing: run prepare first.")
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="c")
+        points = np.load(folder / "points.npy", allow_pickle=False)
+        with open(folder / "index.csv", newline="", encoding="utf-8") as file:
+            index = list(csv.DictReader(file))
+        files, sources, groups, split = ([row[name] for row in index] for name in ("file", "source", "group", "split"))
+    except (OSError, ValueError, EOFError, KeyError, csv.Error) as error:
+        raise InputError(f"The faces in {folder} are damaged ({error}): run prepare again.") from None
+    if not images.shape == (len(index), 1, PACKED_SIZE, PACKED_SIZE) or points.shape != (len(index), 5, 2):
+        raise InputError(f"{folder / 'index.csv'} does not fit the arrays beside it: run prepare again.")
+    summary = read_json(folder / "summary.json")
+    return LandmarkSet(images, points, np.array(sources), np.array(groups), np.array(split), files, summary)
+
+
+# ---------------------------------------------------------------- how wrong points are, and pictures of them
+
+
+def point_errors(found: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """Distances (N, 5) in pixels between points (N, 5, 2); NaN where none is marked."""
+    return np.linalg.norm(np.asarray(found, np.float64) - marked, axis=2)
+
+
+def normalised_errors(errors: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """NME of each face (N,): its mean error divided by the distance between the eyes; NaN without both eyes."""
+    eyes = np.linalg.norm(marked[:, 0].astype(np.float64) - marked[:, 1], axis=1)
+    eyes[eyes == 0] = np.nan
+    present = ~np.isnan(errors)
+    mean = np.where(present, errors, 0).sum(1) / np.maximum(present.sum(1), 1)  # (N,)
+    return np.where(present.any(1), mean, np.nan) / eyes
+
+
+def with_points(pictures: np.ndarray, *point_sets: np.ndarray, scale: int = 1) -> np.ndarray:
+    """Grey pictures (N, 1, H, W) uint8 -> colour (N, 3, H, W) with dots: the first points green, further ones red."""
+    drawn = []
+    for number, picture in enumerate(pictures):
+        image = Image.fromarray(picture[0]).convert("RGB")
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+        pen = ImageDraw.Draw(image)
+        for points, colour in zip(point_sets, ("#30e060", "#ff4040")):
+            for x, y in points[number][np.isfinite(points[number]).all(1)] * scale:
+                pen.ellipse((x - 1.5 * scale, y - 1.5 * scale, x + 1.5 * scale, y + 1.5 * scale), fill=colour)
+        drawn.append(np.asarray(image).transpose(2, 0, 1))
+    return np.stack(drawn)

@@ -1,0 +1,118 @@
+"""What the command lines have in common: options, settings, exit status."""
+
+import argparse
+import shlex
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from facekit import commands
+from facekit.files import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    epochs: int = 60
+    batch_size: int = 128
+    learning_rate: float = 0.5
+    margin: float = 0.25
+    seed: int = 7
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    """By a program of one command, which has all options."""
+    parser = argparse.ArgumentParser()
+    commands.add_command(parser.add_subparsers(), "learn", lambda args: 0, "Learn it.", commands.OPTIONS)
+    return parser.parse_args(["learn", *arguments])
+
+
+@pytest.mark.parametrize(("kind", "smallest", "text", "value"), [
+    (int, 1, "1", 1), (int, 0, "0", 0), (int, 1, "400", 400),
+    (float, 0.1, "0.1", 0.1), (float, 1e-6, "1e-3", 0.001), (float, 0.1, "90", 90.0),
+])  # fmt: skip
+def test_a_number_is_read(kind: type, smallest: float, text: str, value: float):
+    read = commands.number(kind, smallest)(text)
+    assert read == value and type(read) is kind
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "-3", "nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(("kind", "called"), [(int, "a whole number from 1 on"), (float, "a number from 1 on")])
+def test_what_is_no_such_number_is_named(kind: type, called: str, text: str):
+    with pytest.raises(argparse.ArgumentTypeError) as raised:
+        commands.number(kind, 1)(text)
+    assert str(raised.value) == f"{text} is not {called}"
+
+
+def test_half_a_step_is_no_whole_number():
+    with pytest.raises(argparse.ArgumentTypeError, match="1.5 is not a whole number"):
+        commands.number(int, 1)("1.5")
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--epochs", "0"], ["--batch-size", "0"], ["--learning-rate", "0"], ["--learning-rate", "nan"],
+    ["--time-limit", "0"], ["--seed", "-1"], ["--device", "abacus"], ["--precision", "float16"], ["--max-pixels", "0"],
+    ["--epochs"], ["--fly"],
+])  # fmt: skip
+def test_wrong_options_are_refused_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_a_command_has_its_function_its_options_and_their_help(capsys: pytest.CaptureFixture):
+    args = parse("--time-limit", "2.5", "--resume")
+    assert args.run(args) == 0
+    assert (args.time_limit, args.resume, args.dry_run) == (2.5, True, False)
+    assert (args.device, args.precision) == ("auto", "auto")
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "Learn it." in said
+    assert all(option in said for option in commands.OPTIONS)
+
+
+def test_settings_are_the_defaults_but_for_what_is_given():
+    assert commands.choose_settings(Settings(), parse("--seed", "7")) == Settings()
+    args = parse("--epochs", "9", "--batch-size", "16", "--seed", "1", "--time-limit", "3", "--device", "cpu")
+    assert commands.choose_settings(Settings(), args) == Settings(epochs=9, batch_size=16, seed=1)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--epochs", "9"]])
+def test_a_dry_run_has_two_epochs(arguments: list[str]):
+    args = parse("--dry-run", "--learning-rate", "0.1", "--seed", "7", *arguments)
+    assert commands.choose_settings(Settings(), args) == Settings(epochs=2, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("words", [
+    ["face.py", "train"],
+    ["face.py", "train", "--epochs", "9", "--resume"],  # stopped for the second time
+    ["/home/Zoë/my faces/face.py", "train", "--prepared", "it's $HOME"],  # a shell must read the same words
+])  # fmt: skip
+def test_how_to_go_on_is_a_command_that_resumes(monkeypatch: pytest.MonkeyPatch, words: list[str]):
+    monkeypatch.setattr(sys, "argv", words)
+    said, command = commands.how_to_go_on().split(" To go on: ")
+    assert said == "\nStopped and saved."
+    assert shlex.split(command) == ["python3", *(word for word in words if word != "--resume"), "--resume"]
+
+
+@pytest.mark.parametrize("status", [0, 1, 130])
+def test_the_exit_status_is_that_of_the_command(status: int):
+    assert commands.run(argparse.Namespace(run=lambda args: status)) == status
+
+
+@pytest.mark.parametrize(("error", "status", "said"), [
+    (InputError("photo.jpg is no photo: name another."), 2, "error: photo.jpg is no photo: name another.\n"),
+    (KeyboardInterrupt(), 130, "\nStopped. The same command goes on where it can.\n"),
+])  # fmt: skip
+def test_a_command_that_cannot_go_on_says_so_without_a_traceback(capsys, error: BaseException, status: int, said: str):
+    def command(args: argparse.Namespace) -> int:
+        raise error
+
+    assert commands.run(argparse.Namespace(run=command)) == status
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_fault_of_the_program_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        commands.run(argparse.Namespace(run=lambda args: 1 // 0))
