@@ -9,7 +9,16 @@ prepare takes the data sets under dataset/, any folder with marked faces (--data
 
 The model sees a square around a face, 96x96 pixels, greyscale, and answers with ten numbers: x and y of the left eye,
 the right eye, the nose tip, the left and the right mouth corner (left as the viewer sees it), from -1 to 1. In use it
-looks several times: the points of one look place the square of the next.
+looks twice: the points of the first look turn the face upright and place the square of the second.
+
+`train --reference` is ResNet18 with a mean squared error. The default is a network of 1.1 M weights that points at the
+landmarks on heat maps, a loss that is the distance itself, and squares of which most are like those of the last look.
+Tried on 11,737 real faces, NME of validation faces: a linear layer over all features instead of the heat maps has 16.7
+% after two epochs and 11.9 % after seven; the heat maps have 7.9 % and 6.8 %.
+
+Published weights: 24 minutes on two cores; on faces of people not trained on, the mean error is 1.2 % of the picture's
+width (the reference publishes 4.7 % on its data), the NME 5.6 %, 3.5 % of the faces fail (NME above 10 %). Squares that
+are up to 15 % off-centre and 25 % too large or small change nothing: NME 5.6 %. See weights/MODEL_CARD.md.
 """
 
 import argparse
@@ -34,7 +43,7 @@ from facekit.images import contact_sheet, find_photos, open_photo
 from facekit.landmarks import MIRRORED, PACKED_SIZE, POINTS
 
 IMAGE_SIZE = 96  # the model sees 96x96 pixels, greyscale, values 0..1
-LOOKS = 3  # in use: each look but the first is at the square around the points of the one before
+LOOKS = 2  # in use: the second is at the face as the points of the first turn it upright and cut it out
 FAILURE = 0.10  # a face with a larger NME counts as failed
 DRAWN_PEOPLE = 1500
 
@@ -151,19 +160,33 @@ class Residual(nn.Module):
 
 
 class Compact(nn.Module):
-    """Half as wide as ResNet18 and without its pooling at the end, which would blur where things are."""
+    """Half as wide as ResNet18, with a heat map for each landmark instead of a linear layer.
+
+    A map says for each of 12x12 places how likely the landmark is there; softmax makes it a distribution, and the
+    expected place is the answer (soft-argmax; Nibali et al. 2018, "Numerical coordinate regression"). What a landmark
+    looks like is learnt once for all places, while a linear layer learns it anew for every shift of the face.
+    """
 
     def __init__(self, widths: Sequence[int] = (32, 64, 128)):
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 5, stride=2, padding=2, bias=False),
-                                   nn.BatchNorm2d(widths[0]), nn.ReLU()]  # 48x48  # fmt: skip
-        for before, width in zip((widths[0], *widths), widths):  # 24x24, 12x12, 6x6
-            layers += [Residual(before, width, stride=2), Residual(width, width)]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.head = nn.Sequential(nn.Linear(widths[-1] * 36, 256), nn.ReLU(), nn.Linear(256, 2 * len(POINTS)))
+        self.fine = nn.Sequential(  # 48x48, 24x24, 12x12
+            nn.Conv2d(1, widths[0], 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(),
+            Residual(widths[0], widths[0], stride=2), Residual(widths[0], widths[0]),
+            Residual(widths[0], widths[1], stride=2), Residual(widths[1], widths[1]),
+        )  # fmt: skip
+        self.coarse = nn.Sequential(  # 6x6: sees the whole face
+            Residual(widths[1], widths[2], stride=2), Residual(widths[2], widths[2]), Residual(widths[2], widths[2]),
+            nn.Conv2d(widths[2], widths[1], 1),
+        )  # fmt: skip
+        self.maps = nn.Sequential(Residual(widths[1], widths[1]), nn.Conv2d(widths[1], len(POINTS), 1))
 
     def forward(self, faces: Tensor) -> Tensor:
-        return self.head(self.layers(faces))
+        fine = self.fine(faces)  # (B, 64, 12, 12)
+        context = F.interpolate(self.coarse(fine), scale_factor=2.0, mode="bilinear", align_corners=False)
+        maps = self.maps(fine + context).float()  # (B, 5, 12, 12)
+        places = (torch.arange(12, device=faces.device) + 0.5) / 6 - 1
+        likely = maps.flatten(2).softmax(2).view_as(maps)
+        return torch.stack([(likely.sum(2) * places).sum(2), (likely.sum(3) * places).sum(2)], dim=2)
 
 
 class ReferenceNet(nn.Module):
@@ -316,8 +339,9 @@ def find_landmarks(model: Landmarker, photos: Sequence, squares: Sequence[np.nda
                    looks: int = LOOKS) -> list[np.ndarray]:
     """Landmarks (5, 2), in pixels, of one face in each photo; `squares` (2, 3) say where to look first.
 
-    A photo with several faces comes several times. Each further look is at the square around the points found
-    before (the reference's region).
+    A photo with several faces comes several times. Each further look is at the face cut out by the points found before,
+    upright (alignment.similarity). On validation faces the NME falls from 7.4 to 6.3 % by a second look, to 6.4 % if it
+    is at the reference's region instead; a third changes nothing.
     """
     points = look(model, photos, squares)
     for _ in range(looks - 1):
@@ -327,9 +351,9 @@ def find_landmarks(model: Landmarker, photos: Sequence, squares: Sequence[np.nda
 
 
 def next_square(points: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The square (2, 3) around points (5, 2); the one before if they are no face's."""
+    """The upright square (2, 3) of a face with points (5, 2); the one before if they are no face's."""
     try:
-        return alignment.region(points, IMAGE_SIZE)
+        return alignment.similarity(points, IMAGE_SIZE)
     except InputError:
         return before
 
@@ -532,7 +556,9 @@ def detect_one(model: Landmarker, path: Path, args: argparse.Namespace) -> None:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         target = args.out / f"{path.stem}_landmarks.png"
-        drawing.draw_faces(photo, [], [points], [])[0].save(target)
+        around = alignment.invert(alignment.region(points, 1))  # the square in which the model saw the face
+        box = alignment.transform_points(around, np.array([[0, 0], [1, 1]])).ravel()
+        drawing.draw_faces(photo, box[None], points[None], [""])[0].save(target)
         print(f"saved to {target}")
 
 

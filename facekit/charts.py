@@ -1,13 +1,17 @@
 """Charts as PNG files, drawn without a window: ROC curve, score histogram, history of a training."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:  # matplotlib is loaded where a chart is drawn: it takes as long as naming the first photo
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 from facekit.files import InputError, written_whole
 
@@ -114,7 +118,7 @@ def history_chart(rows: Sequence[Mapping[str, object]], path: str | Path) -> Non
             _history_line(axes, rows, name, colour)
         axes.set_title(kind)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.locator_params("x", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
         axes.legend()
         if kind == "accuracy":
             axes.yaxis.set_major_formatter(_percent)
@@ -140,6 +144,24 @@ def det_chart(probe_scores: np.ndarray, stranger_scores: np.ndarray, threshold: 
     axes.xaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_formatter(_percent)
     _title_and_legend(axes, "Identification in an open set")
+    _save(figure, path)
+
+
+def precision_recall_chart(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], threshold: float, path: str | Path
+) -> None:
+    """Draws the detector's curves, name -> precision (N,), recall (N,) and score (N,) of the boxes, best first.
+
+    A dot marks the working threshold.
+    """
+    figure, [axes] = _figure(width=7, panels=1)
+    for (name, (precision, recall, scores)), colour in zip(curves.items(), cycle(COLOURS)):
+        axes.plot(recall, precision, color=colour, label=name)
+        if kept := int((scores >= threshold).sum()):
+            axes.plot(recall[kept - 1], precision[kept - 1], "o", color=colour)
+    axes.plot([], [], "o", color=GREY, label=f"working score {threshold:.2f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="faces found (recall)", ylabel="boxes that are faces (precision)")
+    axes.legend(loc="lower left", frameon=False, fontsize="small")
     _save(figure, path)
 
 
@@ -175,6 +197,8 @@ def _history_line(axes: Axes, rows: Sequence[Mapping[str, object]], name: str, c
 
 def _figure(width: float, panels: int) -> tuple[Figure, list[Axes]]:
     """An empty figure in the style of all charts, `width` inches wide, with its panels side by side."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, 4.5), dpi=120, layout="constrained")
     axes_list = list(figure.subplots(1, panels, squeeze=False)[0])
     for axes in axes_list:

@@ -141,3 +141,6 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where it can.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads our output, say `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

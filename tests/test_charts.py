@@ -98,3 +98,43 @@ def test_history_that_cannot_be_drawn_leaves_the_old_chart(tmp_path, rows):
     with pytest.raises(InputError, match=r"history\.png"):
         charts.history_chart(rows, path)
     assert path.read_bytes() == b"old"
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures of the charts that the test makes, before they are pixels; none of them is written."""
+    made = []
+    monkeypatch.setattr(charts, "_save", lambda figure, path: made.append(figure))
+    return made
+
+
+def test_cumulative_error_chart_shows_shares_of_faces(tmp_path, figures):
+    nme = np.array([0.12, 0.01, np.nan, 0.03, 0.30, 0.04])
+    charts.cumulative_error_chart(nme, tmp_path / "errors.png", failure=0.10)
+    [axes] = figures[0].axes
+    curve, line = axes.lines
+    errors, shares = curve.get_data()
+    for error, share in [(0.009, 0.0), (0.01, 0.2), (0.035, 0.4), (0.04, 0.6), (0.11, 0.6), (0.12, 0.8)]:
+        below = errors <= error
+        assert (shares[below][-1] if below.any() else 0) == pytest.approx(share), error
+    assert list(line.get_xdata()) == [0.10, 0.10]
+    said = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert said == ["mean 10.00%, median 4.00%", "failed: 40.0%"]
+    assert axes.get_xlim() == (0, 0.20) and axes.get_ylim() == (0, 1)
+
+
+def test_cumulative_error_chart_is_a_picture(tmp_path):
+    charts.cumulative_error_chart(np.linspace(0.02, 0.15, 50), tmp_path / "errors.png", failure=0.10)
+    picture = drawn(tmp_path / "errors.png")
+    assert picture.shape == (540, 780, 3)
+    assert pixels_of(picture, charts.COLOURS[0]) > 500 and pixels_of(picture, charts.COLOURS[1]) > 200
+    assert [path.name for path in tmp_path.iterdir()] == ["errors.png"]
+
+
+@pytest.mark.parametrize("nme", [[], [np.nan, np.nan]])
+def test_cumulative_error_chart_of_no_face_leaves_the_old_one(tmp_path, nme):
+    path = tmp_path / "errors.png"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match=r"errors\.png"):
+        charts.cumulative_error_chart(np.array(nme), path, failure=0.10)
+    assert path.read_bytes() == b"old"

@@ -215,6 +215,20 @@ def test_folder_of_faces_with_their_labels(tmp_path):
     assert boxes["person_00002/0001.jpg"] == pytest.approx(face.box.tolist(), abs=0.006)
 
 
+def test_folder_of_faces_seen_from_farther_away(tmp_path):
+    write_faces(tmp_path, people=2, pictures_per_person=2, size=64, workers=1, zoom=0.5)
+    landmarks, boxes = read_table(tmp_path / "landmarks.csv"), read_table(tmp_path / "boxes.csv")
+    for identity, picture in [(1, 1), (1, 2), (2, 1), (2, 2)]:
+        name = f"person_{identity:05d}/{picture:04d}.jpg"
+        near, far = (draw_face(make_person(identity), picture, 64, zoom) for zoom in (1.0, 0.5))
+        stored = np.asarray(Image.open(tmp_path / name), int)
+        assert np.abs(stored - far.pixels).mean() < 6 < np.abs(stored - near.pixels).mean()
+        assert landmarks[name] == pytest.approx(far.landmarks.ravel().tolist(), abs=0.006)
+        assert boxes[name] == pytest.approx(far.box.tolist(), abs=0.006)
+        eyes = np.reshape(landmarks[name], (5, 2))[:2]
+        assert np.ptp(eyes[:, 0]) == pytest.approx(np.ptp(near.landmarks[:2, 0]) / 2, rel=0.01)
+
+
 def contents(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -229,11 +243,11 @@ def test_a_stopped_call_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     write_faces(tmp_path / "whole", 3, 2, size=32, workers=1)
     drawn = []
 
-    def stops_after_three(person, picture, size):
+    def stops_after_three(person, picture, size, zoom):
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.append(picture)
-        return draw_face(person, picture, size)
+        return draw_face(person, picture, size, zoom)
 
     monkeypatch.setattr(synthetic, "draw_face", stops_after_three)
     with pytest.raises(KeyboardInterrupt):
@@ -245,8 +259,10 @@ def test_a_stopped_call_goes_on_and_gives_the_same(tmp_path, monkeypatch):
 
 def test_faces_of_two_seeds_do_not_mix(tmp_path):
     write_faces(tmp_path, 1, 1, seed=1, size=32, workers=1)
-    with pytest.raises(InputError, match="another seed or size"):
+    with pytest.raises(InputError, match="another seed, size or zoom"):
         write_faces(tmp_path, 1, 1, seed=2, size=32, workers=1)
+    with pytest.raises(InputError, match="another seed, size or zoom"):
+        write_faces(tmp_path, 1, 1, seed=1, size=32, workers=1, zoom=0.65)
     with pytest.raises(InputError, match="at least one person"):
         write_faces(tmp_path, 0, 1, seed=1, size=32, workers=1)
 
