@@ -7,6 +7,8 @@ right mouth corner. Left and right are the viewer's. A point that is not marked 
 import csv
 import hashlib
 import re
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +104,7 @@ def read_kaggle(path: Path) -> list[MarkedFace]:
         pixels = np.load(images, allow_pickle=False)
         pixels = pixels[pixels.files[0]] if images.suffix == ".npz" else pixels
         pixels = np.clip(pixels, 0, 255).astype(np.uint8).transpose(2, 0, 1)  # (N, 96, 96)
-    except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
+    except (OSError, ValueError, EOFError, IndexError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{images} cannot be read ({error}): download it again.") from None
     if len(pixels) != len(points):
         raise InputError(f"{images} has {len(pixels)} pictures, but {path} has {len(points)} rows: get both again.")
@@ -123,7 +125,8 @@ def read_pts(photo: Path) -> MarkedFace:
     points = np.stack([marks[list(which)].mean(0) for which in IBUG_POINTS])
     center, side = (points.min(0) + points.max(0)) / 2, 4 * np.ptp(points, axis=0).max()
     box = (*(center - side / 2), *(center + side / 2))
-    return MarkedFace(photo, points, photo.name, photo.parent.name, _group_of(photo.name), box)
+    group = re.sub(r"^(\d+)_\d+$", r"\1", photo.stem)  # AFW: 1051618982_1 and _2 are faces of one photo
+    return MarkedFace(photo, points, photo.name, photo.parent.name, group, box)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
