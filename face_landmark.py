@@ -25,6 +25,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -407,6 +408,8 @@ def measure(model: Landmarker, pictures: Sequence, marked: np.ndarray, sources: 
     Errors in per cent are of the width of the picture's square. `nme_random_boxes`: the first look is at squares
     that are up to 15 % off-centre and 25 % too large or too small.
     """
+    if not np.isfinite(marked.reshape(-1, len(POINTS), 2)[:, :2]).all((1, 2)).any():
+        raise InputError("No face to measure has both eyes marked: give other faces.")
     squares = [alignment.box_region((0, 0, *picture.size), IMAGE_SIZE, scale=1) for picture in pictures]
     sides = np.array([max(picture.size) for picture in pictures])
     found = np.array(find_landmarks(model, pictures, squares))
@@ -416,13 +419,14 @@ def measure(model: Landmarker, pictures: Sequence, marked: np.ndarray, sources: 
     nme_elsewhere = landmarks.normalised_errors(landmarks.point_errors(elsewhere, marked), marked)
 
     percent, known, random = 100 * errors / sides[:, None], ~np.isnan(nme), np.random.default_rng(0)
-    per_face = {"mean_error_percent": np.nanmean(percent, axis=1), "nme": nme, "failure_rate": nme > FAILURE,
+    mean_percent = np.nansum(percent, axis=1) / np.maximum(1, (~np.isnan(percent)).sum(1))  # (N,)
+    per_face = {"mean_error_percent": mean_percent, "nme": nme, "failure_rate": nme > FAILURE,
                 "nme_random_boxes": nme_elsewhere}  # fmt: skip
     report: dict = {}
     for name, values in per_face.items():
         report[name] = float(np.mean(values[known]))
         report[f"{name}_interval"] = list(metrics.people_interval(values[known], groups[known], random))
-    report["per_landmark_percent"] = dict(zip(POINTS, np.nanmean(percent, axis=0).tolist()))
+    report["per_landmark_percent"] = dict(zip(POINTS, np.nanmean(percent[known], axis=0).tolist()))
     report["nme_per_source"] = {str(name): float(nme[known & (sources == name)].mean())
                                 for name in np.unique(sources[known])}  # fmt: skip
     return report | {"faces": len(pictures), "groups": len(np.unique(groups))}, found, nme
@@ -441,14 +445,12 @@ def _random_squares(sides: np.ndarray, pictures: Sequence[Image.Image]) -> list[
 
 
 def command_prepare(args: argparse.Namespace) -> int:
-    roots = args.data or [path for path in (Path("dataset"),) if path.is_dir() and args.drawn_people is None]
-    faces: list[landmarks.MarkedFace] = []
-    for root in roots:
-        try:
-            faces += landmarks.find_faces(root)
-        except InputError:
-            if args.data:
-                raise
+    known = Path("dataset")
+    roots = args.data or ([known] if known.is_dir() and args.drawn_people is None else [])
+    faces = [face for root in roots for face in landmarks.find_faces(root)]
+    if args.data and not faces:
+        raise InputError(f"There are no marked faces in {', '.join(map(str, args.data))}: no points.csv, no "
+                         "facial_keypoints.csv, no .pts files; see dataset/README.md.")  # fmt: skip
     if not faces:
         people = args.drawn_people or DRAWN_PEOPLE
         print(f"{'' if args.drawn_people else 'There are no marked faces under dataset/: '}drawing {people} people.")
@@ -492,7 +494,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
         if not (args.points and args.images):
             raise InputError("--images DIR and --points FILE go together: give both, or neither for the saved split.")
         faces = landmarks.read_points_csv(args.points, args.images)
-        pictures = [open_photo(face.picture, args.max_pixels) for face in faces]
+        faces, pictures = open_faces(faces, args.max_pixels)
         marked = np.array([face.points for face in faces])
         sources, groups = (np.array([getattr(face, name) for face in faces]) for name in ("source", "group"))
         files = [face.file for face in faces]
@@ -520,6 +522,19 @@ def command_evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def open_faces(faces: Sequence[landmarks.MarkedFace],
+               max_pixels: int) -> tuple[list[landmarks.MarkedFace], list[Image.Image]]:  # fmt: skip
+    """The faces whose pictures open, and these; the others are named."""
+    good, pictures = [], []
+    for face in faces:
+        try:
+            pictures.append(open_photo(face.picture, max_pixels))
+            good.append(face)
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    return good, pictures
+
+
 def write_worst(pictures: Sequence[Image.Image], marked: np.ndarray, found: np.ndarray, nme: np.ndarray,
                 files: Sequence[str], path: Path) -> None:
     """The twelve faces with the largest NME, the marked points green, the found ones red."""
@@ -537,7 +552,9 @@ def command_detect(args: argparse.Namespace) -> int:
     model = load_landmarker(args.weights, args.device)
     if not args.paths:
         return commands.ask_for_photos(lambda path: detect_one(model, path, args))
-    paths = [photo for path in args.paths for photo in (find_photos(path) if path.is_dir() else [path])]
+    paths = [photo for path in args.paths for photo in (find_photos(path) if os.path.isdir(path) else [path])]
+    if not paths:
+        raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     failed = 0
     for path in paths:
         try:
@@ -555,7 +572,7 @@ def detect_one(model: Landmarker, path: Path, args: argparse.Namespace) -> None:
     print(f"{path}: " + ", ".join(f"{name.replace('_', ' ')} {x:.1f} {y:.1f}" for name, (x, y) in zip(POINTS, points)))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        target = args.out / f"{path.stem}_landmarks.png"
+        target = args.out / f"{'_'.join(path.parts[-2:])}.png"
         around = alignment.invert(alignment.region(points, 1))  # the square in which the model saw the face
         box = alignment.transform_points(around, np.array([[0, 0], [1, 1]])).ravel()
         drawing.draw_faces(photo, box[None], points[None], [""])[0].save(target)

@@ -53,6 +53,7 @@ SKIPPED_NEAREST = 20  # mislabelled images and look-alikes are among the 20 near
 PATIENCE = 20  # epochs without a validation accuracy within 1 % of the best
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 NEAREST = 10  # gallery faces that the verifier looks at, to name a face
+GALLERY_SIZES = (1, 3, 10, 30, 100, 300)  # people, for which train-verify chooses thresholds
 PICTURES_PER_DRAWN_PERSON = 8
 
 ARCHITECTURE = "resnet18-256-128-32"
@@ -423,6 +424,12 @@ class Verifier(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.sigmoid(self.linear((first - second).square())).squeeze(-1)
 
+    def naming_threshold(self, people: int) -> float:
+        """The score at which 1 % of strangers get a name among so many enrolled people; between the sizes that
+        train-verify tried by the logarithm of the size, beyond them the nearest."""
+        sizes, thresholds = zip(*sorted(self.naming_thresholds.items()))
+        return float(np.interp(math.log(max(1, people)), np.log(sizes), thresholds))
+
 
 def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int = 0) -> Verifier:
     """Trains on frozen embeddings (N, 32): the mean squared error of same pairs plus that of different pairs.
@@ -486,26 +493,31 @@ def choose_thresholds(verifier: Verifier, embeddings: Tensor, part: Part) -> dic
     return {str(far): metrics.threshold_at_far(scores, np.zeros(len(scores), bool), far) for far in FALSE_ACCEPT_RATES}
 
 
-def choose_naming_threshold(verifier: Verifier, embeddings: Tensor, part: Part, share: float = 0.01) -> float:
-    """The lowest score at which no more than `share` of strangers are given a name, when many people are enrolled.
+def choose_naming_thresholds(verifier: Verifier, embeddings: Tensor, part: Part,
+                             share: float = 0.01) -> dict[str, float]:  # fmt: skip
+    """Number of enrolled people -> the lowest score at which no more than `share` of strangers are given a name.
 
-    Twenty times, half of the people (100 at most) are enrolled with five photos at most, and a photo of each other
-    person is compared with the ten nearest enrolled photos.
+    The more people are enrolled, the more of them a stranger can be taken for. Many times, so many people are enrolled
+    with five photos at most, and a photo of each other person is compared with its ten nearest enrolled photos.
     """
     random, people = np.random.default_rng(0), part.people.cpu().numpy()
-    best = []
-    for _ in range(20):
-        shuffled = random.permutation(len(people))
-        known = random.permutation(list(part.photos_of))[: min(100, len(part.photos_of) // 2)]
-        enrolled = np.concatenate([random.permutation(part.photos_of[person])[:5] for person in known])
-        others = shuffled[np.unique(people[shuffled], return_index=True)[1]]  # one photo of each person
-        strangers = others[~np.isin(people[others], known)]
-        distances = torch.cdist(embeddings[strangers], embeddings[enrolled])
-        nearest = enrolled[distances.topk(min(NEAREST, len(enrolled)), largest=False).indices.cpu().numpy()]  # (S, 10)
-        scores = score_pairs(verifier, embeddings, np.repeat(strangers, nearest.shape[1]), nearest.ravel())
-        best.append(scores.reshape(nearest.shape).max(1))
-    scores = np.concatenate(best)
-    return metrics.threshold_at_far(scores, np.zeros(len(scores), bool), share)
+    thresholds = {}
+    for size in (size for size in GALLERY_SIZES if size == 1 or size <= len(part.photos_of) // 2):
+        best = []
+        for _ in range(max(20, 500 // size)):
+            known = random.permutation(list(part.photos_of))[:size]
+            enrolled = np.concatenate([random.permutation(part.photos_of[person])[:5] for person in known])
+            shuffled = random.permutation(len(people))
+            others = shuffled[np.unique(people[shuffled], return_index=True)[1]]  # one photo of each person
+            strangers = others[~np.isin(people[others], known)]
+            distances = torch.cdist(embeddings[strangers], embeddings[enrolled])
+            nearest = distances.topk(min(NEAREST, len(enrolled)), largest=False).indices.cpu().numpy()
+            nearest = enrolled[nearest]  # (S, 10)
+            scores = score_pairs(verifier, embeddings, np.repeat(strangers, nearest.shape[1]), nearest.ravel())
+            best.append(scores.reshape(nearest.shape).max(1))
+        scores = np.concatenate(best)
+        thresholds[str(size)] = metrics.threshold_at_far(scores, np.zeros(len(scores), bool), share)
+    return thresholds
 
 
 # ---------------------------------------------------------------- weights, and their use from Python
@@ -538,13 +550,15 @@ def load_recogniser(path: str | Path = RECOGNISER, device: str = "auto") -> Reco
 def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier:
     """A trained verifier; `.thresholds` maps the false-accept rates "0.1", "0.01", "0.001" to scores.
 
-    `.naming_threshold` is the score from which on a gallery face gives its name.
+    `.naming_threshold(people)` is the score from which on a face gets a name when so many people are enrolled.
     """
     tensors, metadata = training.read_weights(path, "linear-32")
     verifier = Verifier()
     training.load_tensors(verifier, tensors, path)
+    if "naming_thresholds" not in metadata:
+        raise InputError(f"{path} is of an older version: run train-verify.")
     verifier.metadata, verifier.thresholds = metadata, metadata["thresholds"]
-    verifier.naming_threshold = metadata["naming_threshold"]
+    verifier.naming_thresholds = {int(size): threshold for size, threshold in metadata["naming_thresholds"].items()}
     return verifier.to(training.choose_device(device)).eval()
 
 
@@ -687,7 +701,7 @@ def command_train_verify(args: argparse.Namespace) -> int:
     center_at_half(verifier, embeddings["validation"], parts["validation"])
     verifier.half().float()  # as it will be saved: the thresholds are to fit to the last bit
     thresholds = choose_thresholds(verifier, embeddings["validation"], parts["validation"])
-    naming_threshold = choose_naming_threshold(verifier, embeddings["validation"], parts["validation"])
+    naming = choose_naming_thresholds(verifier, embeddings["validation"], parts["validation"])
 
     test, part = embeddings["test"], parts["test"]
     first, second, same = sampled_pairs(part)
@@ -700,12 +714,13 @@ def command_train_verify(args: argparse.Namespace) -> int:
               f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
               f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
     training.save_weights(args.verifier, verifier, {
-        "architecture": "linear-32", "thresholds": thresholds, "naming_threshold": naming_threshold, "seed": args.seed,
+        "architecture": "linear-32", "thresholds": thresholds, "naming_thresholds": naming, "seed": args.seed,
         "data": model.metadata["data"], "recogniser_digest": training.digest(args.recogniser),
         "measured": {"balanced_accuracy_test": round(accuracy, 4)},
     })  # fmt: skip
-    print(f"To name a face in a gallery of 100 people, 1 % of strangers at most getting a name: "
-          f"score {naming_threshold:.3f}.\nWeights: {args.verifier}")  # fmt: skip
+    sizes = ", ".join(f"{threshold:.3f} with {size}" for size, threshold in naming.items())
+    print(f"To name a face, at most 1 % of strangers getting a name: score {sizes} people enrolled.\n"
+          f"Weights: {args.verifier}")  # fmt: skip
     return 0
 
 

@@ -29,7 +29,9 @@ crowds and portraits.
 import argparse
 import json
 import math
+import os
 import sys
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -452,7 +454,7 @@ def load_chain(args: argparse.Namespace) -> Chain:
 
 def see_faces(chain: Chain, photos: Sequence[Image.Image]) -> list[list[SeenFace]]:
     """All faces of each photo (upright RGB, as open_photo gives it), the largest first."""
-    found = detect(chain.detector, photos)
+    found = detect(chain.detector, photos, max_pixels=sys.maxsize)
     photo_of = [number for number, (boxes, _) in enumerate(found) for _ in boxes]
     boxes, scores = (np.concatenate(each) if photo_of else () for each in zip(*found)) if found else ((), ())
     pictures = [photos[number] for number in photo_of]
@@ -506,7 +508,9 @@ def find_candidates(chain: Chain, gallery: Gallery, faces: Sequence[SeenFace]) -
     queries = np.stack([face.embedding for face in faces])  # (F, 32)
     nearest, _ = gallery.nearest(queries, NEAREST)  # (F, 10)
     with torch.inference_mode():
-        scores = chain.verifier(torch.from_numpy(queries)[:, None], torch.from_numpy(gallery.embeddings[nearest]))
+        device = next(chain.verifier.parameters()).device
+        known = torch.from_numpy(gallery.embeddings[nearest]).to(device)  # (F, 10, 32)
+        scores = chain.verifier(torch.from_numpy(queries).to(device)[:, None], known)  # (F, 10)
     candidates = []
     for rows, row_scores in zip(nearest, scores.tolist()):
         best: dict[str, float] = {}
@@ -546,13 +550,14 @@ def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], thr
 # ---------------------------------------------------------------- the gallery
 
 
-def embed_gallery_photos(chain: Chain, paths: Sequence[Path], folder: Path, cuts: Path) -> list[Face | str]:
+def embed_gallery_photos(chain: Chain, paths: Sequence[Path], folder: Path, cuts: Path,
+                         max_pixels: int = MAX_PIXELS) -> list[Face | str]:  # fmt: skip
     """For each photo its largest face, or why there is none; the cut face with its landmarks goes to `cuts`."""
     opened: dict[Path, Image.Image] = {}
     results: dict[Path, Face | str] = {}
     for path in paths:
         try:
-            opened[path] = open_photo(path)
+            opened[path] = open_photo(path, max_pixels)
         except InputError as error:
             results[path] = str(error)
     for (path, photo), faces in zip(opened.items(), see_faces(chain, list(opened.values()))):
@@ -581,15 +586,21 @@ def write_cut(photo: Image.Image, face: SeenFace, align: str, path: Path) -> Non
 
 def open_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False) -> Gallery:
     """The gallery, brought up to date with the photos of its folder; says what it works on."""
-    args.samples.mkdir(parents=True, exist_ok=True)
+    try:
+        args.samples.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.samples} cannot be made ({error}): choose another folder.") from None
     cuts = args.gallery / "detected_faces"
     gallery = update_gallery(
-        args.samples, args.gallery, lambda paths: embed_gallery_photos(chain, paths, args.samples, cuts),
-        chain.made_with, rebuild=rebuild,
+        args.samples, args.gallery,
+        lambda paths: embed_gallery_photos(chain, paths, args.samples, cuts, args.max_pixels),
+        chain.made_with, rebuild=rebuild, block=PHOTOS_AT_ONCE,
     )  # fmt: skip
     there = {cuts / Path(face.file).with_suffix(".png") for face in gallery.faces}
     for old in set(cuts.rglob("*.png")) - there:
         old.unlink(missing_ok=True)
+        with suppress(OSError):  # other photos of the person are there
+            old.parent.rmdir()
     return gallery
 
 
@@ -615,7 +626,7 @@ def draw_answers(photo: Image.Image, answers: Sequence[tuple[SeenFace, Answer]])
 def answer_photo(chain: Chain, gallery: Gallery, path: Path, args: argparse.Namespace) -> None:
     """One turn of the interactive loop: the names of a photo, and the picture of them."""
     photo = open_photo(path, args.max_pixels)
-    [answers] = recognise(chain, gallery, [photo], working_threshold(chain, args), args.allow_repeats)
+    [answers] = recognise(chain, gallery, [photo], working_threshold(chain, gallery, args), args.allow_repeats)
     if not answers:
         print("no face found")
         return
@@ -634,11 +645,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         raise InputError(f"{path} cannot be written ({error}): choose another file.") from None
 
 
-def working_threshold(chain: Chain, args: argparse.Namespace) -> float:
-    """From --threshold, or --far, or the one at which 1 % of strangers got a name on validation people."""
+def working_threshold(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> float:
+    """From --threshold, or --far, or where 1 % of strangers got a name with a gallery of validation people as large."""
     if args.threshold is not None:
         return args.threshold
-    return chain.verifier.thresholds[args.far] if args.far else chain.verifier.naming_threshold
+    return chain.verifier.thresholds[args.far] if args.far else chain.verifier.naming_threshold(len(gallery.people()))
 
 
 def as_json(path: Path, answers: Sequence[tuple[SeenFace, Answer]]) -> dict:
@@ -646,7 +657,8 @@ def as_json(path: Path, answers: Sequence[tuple[SeenFace, Answer]]) -> dict:
               "landmarks": [[round(float(value), 1) for value in point] for point in face.landmarks],
               "name": answer.name, "score": round(answer.score, 4), "doubt": face.doubt or None,
               "detected": round(face.detected, 4),
-              "runners_up": [{"name": name, "score": round(score, 4)} for name, score in answer.candidates[:5]]}
+              "runners_up": [{"name": name, "score": round(score, 4)} for name, score in answer.candidates
+                             if name != answer.name][:5]}
              for face, answer in answers]  # fmt: skip
     return {"file": str(path), "faces": faces}
 
@@ -657,8 +669,8 @@ def as_json(path: Path, answers: Sequence[tuple[SeenFace, Answer]]) -> dict:
 def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.ndarray, np.ndarray]:
     """Open-set identification: some people of a folder are enrolled, their other photos and strangers are asked about.
 
-    Returns the report, and for the curve the score of each probe whose first candidate is right (0 where it is not)
-    and of each stranger.
+    Returns the report, and for the curve the score of each probe whose first candidate is right (-1 where it is not)
+    and of each stranger (-1 where there is no face).
     """
     photos_of = people_folders(args.people)
     faces = largest_faces(chain, [path for photos in photos_of.values() for path in photos], args.max_pixels)
@@ -678,21 +690,26 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
     gallery = Gallery(np.stack([faces[photo].embedding for _, photo in rows]),
                       [GalleryPhoto(f"{person}/{photo.name}", 0, 0, "") for person, photo in rows])  # fmt: skip
 
-    def best(asked: list[tuple[str, Path]]) -> list[tuple[str, float]]:
-        found = iter(find_candidates(chain, gallery, [faces[photo] for _, photo in asked if photo in faces]))
-        return [next(found)[0] if photo in faces and not faces[photo].doubt else ("", 0.0) for _, photo in asked]
+    def ask(asked: list[tuple[str, Path]]) -> tuple[np.ndarray, np.ndarray]:
+        """Who the first candidates are, and their scores; -1 where there is no face, or one that gets no name."""
+        candidates = iter(find_candidates(chain, gallery, [faces[photo] for _, photo in asked if photo in faces]))
+        best = [next(candidates)[0] if photo in faces else ("", 0.0) for _, photo in asked]
+        sure = [photo in faces and not faces[photo].doubt for _, photo in asked]
+        return np.array([name for name, _ in best]), np.array([score if ok else -1.0
+                                                               for ok, (_, score) in zip(sure, best)])  # fmt: skip
 
-    threshold = working_threshold(chain, args)
-    probe_scores = np.array([score if name == person else 0.0
-                             for (person, _), (name, score) in zip(probes, best(probes))])  # fmt: skip
-    stranger_scores = np.array([score for _, score in best(strangers)])
+    threshold = working_threshold(chain, gallery, args)
+    first_names, probe_scores = ask(probes)
+    right = first_names == np.array([person for person, _ in probes])
+    probe_scores = np.where(right, probe_scores, -1.0)
+    _, stranger_scores = ask(strangers)
     whose = {"probes": np.array([person for person, _ in probes]),
              "strangers": np.array([person for person, _ in strangers]),
              "all": np.array([person for person, photos in photos_of.items() for _ in photos])}  # fmt: skip
     missed = np.array([photo not in faces for photos in photos_of.values() for photo in photos])
     report: dict = {}
     for name, values, group in (
-        ("rank1", probe_scores > 0, "probes"), ("named_rightly", probe_scores >= threshold, "probes"),
+        ("rank1", right, "probes"), ("named_rightly", probe_scores >= threshold, "probes"),
         ("strangers_named", stranger_scores >= threshold, "strangers"), ("photos_without_face", missed, "all"),
     ):  # fmt: skip
         report[name] = report[f"{name}_interval"] = None  # where there is nobody to ask about
@@ -709,7 +726,7 @@ def people_folders(folder: Path) -> dict[str, list[Path]]:
     photos_of: dict[str, list[Path]] = {}
     for path in find_photos(folder):
         if path.parent != folder:
-            photos_of.setdefault(path.relative_to(folder).parts[0], []).append(path)
+            photos_of.setdefault(unicodedata.normalize("NFC", path.relative_to(folder).parts[0]), []).append(path)
     return photos_of
 
 
@@ -863,14 +880,21 @@ def gallery_sentence(gallery: Gallery, args: argparse.Namespace) -> str:
     people = gallery.people()
     if not people:
         return f"The gallery is empty, so everybody is Unknown: put photos into {args.samples}/NAME/."
-    return f"{len(people)} people are known from {people.total()} photos in {args.samples}."
+    known = counted(len(people), "person is", "people are")
+    return f"{known} known from {counted(people.total(), 'photo', 'photos')} in {args.samples}."
+
+
+def counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 def command_recognize(args: argparse.Namespace) -> int:
     chain = load_chain(args)
     gallery = open_gallery(chain, args)
-    threshold = working_threshold(chain, args)
-    paths = [photo for path in args.paths for photo in (find_photos(path) if path.is_dir() else [path])]
+    threshold = working_threshold(chain, gallery, args)
+    paths = [photo for path in args.paths for photo in (find_photos(path) if os.path.isdir(path) else [path])]
+    if not paths:
+        raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], args.max_pixels)
@@ -883,10 +907,12 @@ def command_recognize(args: argparse.Namespace) -> int:
                 tqdm.write("\n".join([f"{path}:", *lines]))
             if args.out:
                 picture, notes = draw_answers(photo, faces)
-                save_picture(picture, args.out / f"{path.stem}{path.suffix.replace('.', '_')}.png")
+                save_picture(picture, args.out / f"{'_'.join(path.parts[-2:])}.png")
                 for note in notes:
                     tqdm.write(note, file=sys.stderr)
     if args.json:
+        place = {str(path): number for number, path in enumerate(paths)}
+        results.sort(key=lambda result: place[result["file"]])
         print(json.dumps(results, ensure_ascii=False))
     return 2 if any("error" in result for result in results) else 0
 
@@ -905,6 +931,7 @@ def open_photos(paths: Sequence[Path], max_pixels: int) -> tuple[dict[Path, Imag
 
 def command_enroll(args: argparse.Namespace) -> int:
     chain = load_chain(args)
+    args.name = unicodedata.normalize("NFC", args.name).strip()
     copies = enroll(args.samples, args.name, args.photos)
     gallery = open_gallery(chain, args)
     there = {args.samples / face.file for face in gallery.faces}
@@ -914,8 +941,9 @@ def command_enroll(args: argparse.Namespace) -> int:
 
 
 def command_forget(args: argparse.Namespace) -> int:
+    chain = load_chain(args)  # first: an error is to leave the photos
     forget(args.samples, args.name)
-    open_gallery(load_chain(args), args)
+    open_gallery(chain, args)
     print(f"{args.name} is forgotten.")
     return 0
 
@@ -923,7 +951,7 @@ def command_forget(args: argparse.Namespace) -> int:
 def command_people(args: argparse.Namespace) -> int:
     gallery = open_gallery(load_chain(args), args, args.rebuild)
     for person, photos in sorted(gallery.people().items()):
-        print(f"{person}: {photos} photo{'s' * (photos > 1)}")
+        print(f"{person}: {counted(photos, 'photo', 'photos')}")
     for photo in gallery.rejected:
         print(f"not used: {photo.error}")
     print(gallery_sentence(gallery, args))

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,13 @@ def _complete_file_names() -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen command: 0, 1, or 2 after an error of one sentence, 130 after Ctrl-C."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        with suppress(AttributeError):  # tests put others in their place
+            stream.reconfigure(errors=errors)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -135,11 +135,11 @@ def load_gallery(saved: str | Path) -> Gallery:
             return _read(saved)
         except FileNotFoundError as error:  # an update may have replaced both files between our two looks
             if error.filename == missing:
-                raise InputError(f"{missing} is missing: build the gallery again with --rebuild.") from None
+                raise InputError(f"{missing} is missing: build the gallery again with `people --rebuild`.") from None
             missing = error.filename
         except (InputError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"The gallery saved in {saved} is damaged ({error}): "
-                             "build it again with --rebuild.") from None
+                             "build it again with `people --rebuild`.") from None
 
 
 def _read(saved: Path) -> Gallery:

@@ -52,7 +52,7 @@ class MarkedFace:
 def find_faces(root: str | Path) -> list[MarkedFace]:
     """All marked faces below a folder: points.csv beside pictures, Kaggle's arrays, .pts files beside photos.
 
-    InputError when there is none, or when a file of points cannot be read.
+    InputError when it is no folder, or when a file of points cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
@@ -65,8 +65,6 @@ def find_faces(root: str | Path) -> list[MarkedFace]:
             faces += read_kaggle(path)
     if any(root.rglob("*.pts")):
         faces += [read_pts(photo) for photo in find_photos(root) if photo.with_suffix(".pts").is_file()]
-    if not faces:
-        raise InputError(f"{root} holds no marked faces: no points.csv, no facial_keypoints.csv, no .pts files.")
     return faces
 
 
@@ -76,11 +74,12 @@ def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace
     The source is the first word of the file's name (word_...) where all names have one, else the folder.
     """
     rows = list(_rows(path, ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]))
+    one_group = len({_group_of(row[0]) for row in rows}) == 1  # img_001.png, img_002.png: the names tell nothing
     words = {match[0] if (match := re.match(r"[a-z]+(?=_)", row[0])) else "" for row in rows}
     folder = path.parent if pictures is None else pictures
     return [
         MarkedFace(folder / file, points, file, file.split("_")[0] if words and "" not in words and len(words) < 10
-                   else folder.name, _group_of(file))  # fmt: skip
+                   else folder.name, file if one_group else _group_of(file))  # fmt: skip
         for file, points in rows
     ]
 
@@ -146,7 +145,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.ndarray]
         except (TypeError, ValueError):
             raise InputError(f"{path}, line {line}: a coordinate is not a number; correct it.") from None
         points[~np.isfinite(points).all(1)] = np.nan
-        yield row[columns[0]], points
+        yield row[columns[0]] or "", points
 
 
 # ---------------------------------------------------------------- one packed array

@@ -34,6 +34,10 @@ SCRIPT = Path(fl.__file__)
 PUBLISHED = SCRIPT.parent / fl.WEIGHTS
 CPU = torch.device("cpu")
 COMMANDS = ("prepare", "train", "evaluate", "detect")
+# In matplotlib's sample photo grace_hopper.jpg: the middle of each pupil, in pixels, marked by hand.
+HOPPERS_EYES = np.array([(221.9, 190.3), (305.3, 186.8)])
+
+published = pytest.mark.skipif(not PUBLISHED.exists(), reason="there are no published weights")
 
 
 class Toy(nn.Module):
@@ -50,7 +54,8 @@ class Toy(nn.Module):
 class Knows(nn.Module):
     """Answers with where the dots of a dotted face are.
 
-    `too_low` is added to each y, in -1..1. With a `reach` below 1 it does not look far enough from the middle.
+    `too_low` is added to each y, in -1..1. With a `reach` below 1 it answers with points between those and the places
+    where they lie in an aligned crop.
     """
 
     def __init__(self, too_low: float = 0.0, reach: float = 1.0):
@@ -64,8 +69,8 @@ class Knows(nn.Module):
     def answer(self, face: np.ndarray) -> Tensor:
         eye, other_eye, nose, corner, other_corner = (find_dots(face * 255) * 2 / len(face) - 1).tolist()
         points = torch.tensor([*sorted([eye, other_eye]), nose, *sorted([corner, other_corner])])
-        middle = (points.amin(0) + points.amax(0)) / 2
-        return points + (self.reach - 1) * middle + torch.tensor([0, self.too_low])
+        aligned = torch.from_numpy(alignment.TEMPLATE * 2 - 1).float()
+        return aligned.lerp(points, self.reach) + torch.tensor([0, self.too_low])
 
 
 class Says(nn.Module):
@@ -312,15 +317,14 @@ def test_what_a_model_knows_is_found_in_pixels_of_the_photo():
 
 
 def test_further_looks_come_nearer():
-    """Each look finds seven tenths of the way from the middle of its square to the middle of the points."""
     points = FACE * 200 + (110, 60)
     photo, square = Image.fromarray(dotted(points, 400, 300)), alignment.box_region((70, 30, 320, 280), 96, scale=1)
     errors = []
     for looks in (1, 2, 3):
         [found] = fl.find_landmarks(Knows(reach=0.7), [photo], [square], looks)
         errors.append(np.linalg.norm(found - points, axis=1).mean())
-    assert errors[0] > 3
-    assert errors[1] < 0.5 * errors[0] and errors[2] < 1
+    assert errors[0] > 5
+    assert errors[1] < 0.6 * errors[0] and errors[2] < 0.6 * errors[1]
 
 
 @pytest.mark.parametrize("points", [
@@ -336,7 +340,7 @@ def test_points_that_are_no_face_do_not_end_the_search(points: Sequence):
 def test_a_second_look_at_no_face_is_at_the_same_square():
     square = alignment.box_region((10, 10, 50, 50), 96)
     assert fl.next_square(np.zeros((5, 2)), square) is square
-    np.testing.assert_array_equal(fl.next_square(FACE * 50, square), alignment.region(FACE * 50, 96))
+    np.testing.assert_array_equal(fl.next_square(FACE * 50, square), alignment.similarity(FACE * 50, 96))
 
 
 def test_faces_are_found_by_their_boxes_together_as_one_by_one(tmp_path: Path):
@@ -508,14 +512,14 @@ def test_a_part_without_faces_is_named():
 def test_a_small_training_finds_the_points_of_drawn_people_it_has_never_seen(tmp_path: Path, monkeypatch):
     """NME of validation and test people together, looked for first in boxes that do not fit.
 
-    The validation people only chose the epoch. A network of half the width, or it would take minutes. Measured:
-    0.075, and above 0.5 for a model that always answers with the mean face.
+    The validation people only chose the epoch. A network of half the width, or it would take minutes. Measured: 0.088;
+    a model that always answers with the mean face has 0.33 even in boxes that do fit.
     """
     monkeypatch.setitem(fl.ARCHITECTURES, "compact", lambda: fl.Compact(widths=(16, 32, 64)))
     synthetic.write_faces(tmp_path / "drawn", people=150, pictures_per_person=2, workers=1, zoom=0.65)
     landmarks.pack_landmarks(landmarks.find_faces(tmp_path / "drawn"), tmp_path)
     faces = landmarks.load_landmarks(tmp_path)
-    choices = replace(fl.Settings(), epochs=30, batch_size=12, learning_rate=1e-3)
+    choices = replace(fl.Settings(), epochs=20, batch_size=12, learning_rate=3e-3)
     course = fl.train(faces, choices, tmp_path / "training", CPU, "float32")
     unseen = np.flatnonzero(faces.split != "train")
     pictures = [open_photo(image[0]) for image in faces.images[unseen]]
@@ -524,14 +528,13 @@ def test_a_small_training_finds_the_points_of_drawn_people_it_has_never_seen(tmp
     assert report["nme_random_boxes"] < 0.12
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the weights are not published yet")
+@published
 def test_the_eyes_of_grace_hopper_are_found():
     """A photo that nothing was trained on, as a whole: the face is a third of its width, and off its middle."""
     photo = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    eyes = np.array([(221.9, 190.3), (305.3, 186.8)])  # the middle of each pupil, marked by hand
     [found] = fl.detect_landmarks([photo], model=fl.load_landmarker(PUBLISHED, "cpu"))
-    distance = np.linalg.norm(eyes[1] - eyes[0])
-    assert np.linalg.norm(found[:2] - eyes, axis=1).max() < 0.10 * distance
+    distance = np.linalg.norm(HOPPERS_EYES[1] - HOPPERS_EYES[0])
+    assert np.linalg.norm(found[:2] - HOPPERS_EYES, axis=1).max() < 0.1 * distance
 
 
 # ---------------------------------------------------------------- command line: prepare
@@ -745,10 +748,11 @@ def test_a_perfect_model_has_no_errors(prepared: Path, monkeypatch, capsys: pyte
 
 
 def test_the_errors_of_a_biased_model_are_known(prepared: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    """All points are too low by 0.04 of half the side of the last square, which is three times the points' size."""
+    """All points are too low by 0.04 of half the side of the last crop, which is turned and scaled for the face."""
     use_model(monkeypatch, Knows(too_low=0.04))
     points = np.array([(eyes_together if number % 2 else face_of)(number) for number in range(40)])
-    errors = 0.04 * 1.5 * np.ptp(points, axis=1).max(axis=1)  # (40,) in pixels
+    enlarged = np.array([np.linalg.norm(alignment.similarity(each, 96)[:, 0]) for each in points])
+    errors = 0.04 * 48 / enlarged  # (40,) in pixels
     nme = errors / np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
     report = evaluate(capsys, "--images", "dotted", "--points", "dotted/points.csv", "--charts", "charts")
     assert report["nme"] == pytest.approx(nme.mean(), rel=0.03)
@@ -797,7 +801,7 @@ def test_random_boxes_are_off_centre_and_off_scale(monkeypatch):
 def test_the_worst_faces_come_first(prepared: Path, monkeypatch, capsys: pytest.CaptureFixture):
     sheets = []
     monkeypatch.setattr(fl, "contact_sheet", lambda tiles, path, columns, captions: sheets.append((tiles, captions)))
-    use_model(monkeypatch, Knows(too_low=0.04))
+    use_model(monkeypatch, Knows(too_low=0.1))
     evaluate(capsys, "--images", "dotted", "--points", "dotted/points.csv")
     [(tiles, captions)] = sheets
     errors = [float(caption.split("%")[0]) for caption in captions]
@@ -830,7 +834,7 @@ def test_evaluate_of_what_is_not_there_is_status_2(prepared: Path, monkeypatch, 
     capsys.readouterr()
     assert fl.main(["evaluate", "--json", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and re.fullmatch(r"error: .*\n", err)
+    assert out == "" and re.fullmatch(r"(skipped: .*\n)*error: .*\n", err)
 
 
 def test_evaluate_without_a_face_to_measure_is_status_2(workplace: Path, monkeypatch, capsys: pytest.CaptureFixture):
@@ -878,7 +882,7 @@ def test_detect_prints_the_points_in_pixels_of_the_photo(photos: dict[str, np.nd
 
 def test_detect_draws_the_points(photos: dict[str, np.ndarray], capsys):
     assert fl.main(["detect", "one.png", "album/2.png", "--out", "drawn/here"]) == 0
-    for name, target in [("one.png", "one_landmarks.png"), ("album/2.png", "2_landmarks.png")]:
+    for name, target in [("one.png", "one.png.png"), ("album/2.png", "album_2.png.png")]:
         photo = np.asarray(Image.open(name).convert("RGB"), int)
         drawn = np.asarray(Image.open(Path("drawn/here", target)), int)
         assert drawn.shape == photo.shape
@@ -921,14 +925,14 @@ def test_detect_asks_for_photos(photos: dict[str, np.ndarray], monkeypatch, caps
     np.testing.assert_allclose(printed_points(answers[4]), photos["album/2.png"], atol=1)
 
 
-def test_detect_as_a_program_with_real_weights(workplace: Path):
-    """Untrained, but read from a file, and asked through a pipe whose last line has no end."""
-    course = training.Course(fl.Landmarker("compact"), None, fl.Settings(), workplace)
-    fl.save_landmarker(workplace / "raw.safetensors", course, toy_faces(2, 0), {})
-    Image.effect_noise((90, 70), 80).save("noise.jpg")
-    done = run_script([str(SCRIPT), "detect", "--weights", "raw.safetensors", "--device", "cpu", "--out", "drawn"],
-                      workplace, input="\nnoise.jpg\nnowhere.jpg\n'noise.jpg'")  # fmt: skip
+@published
+def test_detect_as_a_program(workplace: Path):
+    """Asked through a pipe whose last line has no end."""
+    Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")).save("hopper.png")
+    done = run_script([str(SCRIPT), "detect", "--weights", str(PUBLISHED), "--device", "cpu", "--out", "drawn"],
+                      workplace, input="\nhopper.png\nnowhere.jpg\n'hopper.png'")  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.count("noise.jpg: left eye ") == 2 and done.stdout.count("error: nowhere.jpg does not") == 1
-    assert printed_points(done.stdout.split("Image path: ")[2]).shape == (5, 2)
-    assert [path.name for path in (workplace / "drawn").iterdir()] == ["noise_landmarks.png"]
+    assert done.stdout.count("hopper.png: left eye ") == 2 and done.stdout.count("error: nowhere.jpg does not") == 1
+    points = printed_points(done.stdout.split("Image path: ")[2])
+    assert np.linalg.norm(points[:2] - HOPPERS_EYES, axis=1).max() < 0.1 * np.linalg.norm(points[1] - points[0])
+    assert [path.name for path in (workplace / "drawn").iterdir()] == ["hopper.png.png"]

@@ -198,8 +198,7 @@ def test_pictures_of_one_video_photo_or_person_are_one_group(tmp_path: Path, fil
 
 def test_a_folder_without_marked_faces(tmp_path: Path):
     Image.new("L", (9, 9)).save(tmp_path / "face.png")
-    with pytest.raises(InputError, match=f"{tmp_path.name} holds no marked faces"):
-        landmarks.find_faces(tmp_path)
+    assert landmarks.find_faces(tmp_path) == []
     with pytest.raises(InputError, match="nowhere is not a folder"):
         landmarks.find_faces(tmp_path / "nowhere")
 

@@ -600,6 +600,31 @@ def test_the_learning_rate_follows_the_training_but_is_constant_for_the_referenc
     assert rates == {done: 0.01 if reference else 0.01 * training.warm_cosine(done) for done in rates}
 
 
+def test_naming_thresholds_hold_strangers_to_the_share_and_grow_with_the_gallery():
+    part = fr.Part(toy_faces([4] * 60), "train", CPU)
+    random = np.random.default_rng(0)
+    told = random.normal(size=(60, 32))[part.people] + 0.3 * random.normal(size=(len(part.people), 32))
+    embeddings = F.normalize(torch.from_numpy(told).float(), dim=1)
+    verifier = fr.train_verifier(embeddings, part)
+    thresholds = fr.choose_naming_thresholds(verifier, embeddings, part, share=0.1)
+    verifier.naming_thresholds = {int(size): value for size, value in thresholds.items()}
+    assert list(verifier.naming_thresholds) == [1, 3, 10, 30]
+    assert sorted(verifier.naming_thresholds.values()) == list(verifier.naming_thresholds.values())
+    assert verifier.naming_threshold(0) == verifier.naming_thresholds[1]
+    assert verifier.naming_threshold(10**6) == verifier.naming_thresholds[30]
+    assert verifier.naming_thresholds[3] < verifier.naming_threshold(5) < verifier.naming_thresholds[10]
+
+    named = []  # counted plainly, for the first 10 people enrolled with all their photos
+    enrolled = [row for row in range(len(told)) if part.people[row] < 10]
+    for row in range(len(told)):
+        if part.people[row] >= 10:
+            with torch.inference_mode():
+                scores = verifier(embeddings[row], embeddings[enrolled])
+            named.append(float(scores.max()) >= verifier.naming_thresholds[10])
+    assert 0.02 < np.mean(named) < 0.25  # 0.1, but for these ten people and not on average
+
+
+
 @pytest.mark.parametrize(("accuracies", "stops"), [
     ([], False),
     ([0.5] * 200, False),
