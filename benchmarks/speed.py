@@ -19,7 +19,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import face_landmark
 import face_recognition
+import fasterrcnn_face_recognition as names
 from facekit import datasets, synthetic, training
 from facekit.images import face_pixels
 
@@ -120,6 +122,36 @@ def embedding(rounds: int, count: int = 256) -> tuple[str, str, str, float, floa
     return f"embeddings, {count} at a time", "faces/s", "one at a time", count / a, 32 / b
 
 
+def finding_landmarks(rounds: int, count: int = 64) -> tuple[str, str, str, float, float]:
+    """From pictures to points, both looks and their warps."""
+    model = face_landmark.load_landmarker()
+    faces = [Image.fromarray(synthetic.draw_face(synthetic.make_person(n), 1, 160, 0.65).pixels) for n in range(count)]
+
+    def one_by_one() -> None:
+        for face in faces[:16]:
+            face_landmark.detect_landmarks([face], model=model)
+
+    a, b = in_turns(lambda: face_landmark.detect_landmarks(faces, model=model), one_by_one, rounds)
+    return f"landmarks, {count} at a time", "faces/s", "one at a time", count / a, 16 / b
+
+
+def chain(rounds: int, count: int = 8) -> tuple[str, str, str, float, float]:
+    """From photos of 640x480 with one face to embeddings: detector, landmarks, warp, recogniser."""
+    models = names.Chain(
+        names.load_detector(), face_landmark.load_landmarker(), face_recognition.load_recogniser(),
+        face_recognition.load_verifier(),
+    )  # fmt: skip
+    photos = [Image.fromarray(synthetic.draw_scene([n + 1], n).pixels) for n in range(count)]
+
+    def one_by_one() -> None:
+        for photo in photos:
+            names.see_faces(models, [photo])
+
+    a, b = in_turns(lambda: names.see_faces(models, photos), one_by_one, rounds)
+    what = f"the chain, photos of 640×480 with one face, {count} at a time"
+    return what, "photos/s", "one at a time", count / a, count / b
+
+
 def prepare(rounds: int, people: int = 300, size: int = 250) -> tuple[str, str, str, float, float]:
     """Photos as large as those of LFW, read, cut, checked for copies, split and packed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -143,10 +175,12 @@ def main() -> None:
         training_step(rounds),
         precision(rounds),
         embedding(rounds),
+        finding_landmarks(rounds),
+        chain(rounds),
         prepare(min(rounds, 3)),
     ):
         what, unit, other, ours, plain = measured
-        print(f"| {what} | {ours:,.0f} {unit} | {plain:,.0f} ({other}) | {ours / plain:.1f}× |", flush=True)
+        print(f"| {what} | {ours:,.1f} {unit} | {plain:,.1f} ({other}) | {ours / plain:.1f}× |", flush=True)
 
 
 if __name__ == "__main__":
