@@ -8,8 +8,8 @@ SAMPLES = --samples $(DEMO)/people --gallery $(DEMO)/gallery
 
 .PHONY: demo demo-training test lint clean
 
-# Who is in these photos? The drawn people of face_recognition_samples/ are known; Grace Hopper is not, until she is
-# enrolled from a mirrored and darkened copy of her photo (which comes with matplotlib).
+# Who is in these photos? The drawn people of face_recognition_samples/ are known, Grace Hopper (her photo comes with
+# matplotlib) is not. Then a mirrored and darkened copy of her photo is enrolled, and both photos are asked about again.
 demo: .venv/installed
 	$(RUN) fasterrcnn_face_recognition.py people
 	@mkdir -p $(DEMO)

@@ -17,8 +17,8 @@ Tried on 11,737 real faces, NME of validation faces: a linear layer over all fea
 % after two epochs and 11.9 % after seven; the heat maps have 7.9 % and 6.8 %.
 
 Published weights: 24 minutes on two cores; on faces of people not trained on, the mean error is 1.2 % of the picture's
-width (the reference publishes 4.7 % on its data), the NME 5.6 %, 3.5 % of the faces fail (NME above 10 %). Squares that
-are up to 15 % off-centre and 25 % too large or small change nothing: NME 5.6 %. See weights/MODEL_CARD.md.
+width (the reference publishes 4.7 % on its data), the NME 5.55 %, and 3.5 % of the faces fail (NME above 10 %). Squares
+that are up to 15 % off-centre and 25 % too large or small change nothing: NME 5.57 %. See weights/MODEL_CARD.md.
 """
 
 import argparse

@@ -22,8 +22,8 @@ straight from the memory, from the second epoch on: 37.6 % after 28,000, left ou
 (rotation 8° for 12°, and so on): the next epoch gained 4.6 points, the one before 1.1. Small faces first (48x48 for
 half of the time) is faster, but the change of size cost more accuracy than a short training wins back.
 
-Published weights: 85 minutes on two cores; 71.2 % of faces of unseen people nearer to their own person than to ten
-strangers, 88.6 % of pairs right; see weights/MODEL_CARD.md.
+Published weights: 119 minutes on two cores; 75.0 % of faces of unseen people nearer to their own person than to ten
+strangers, 89.3 % of pairs right; see weights/MODEL_CARD.md.
 """
 
 import argparse
