@@ -434,9 +434,8 @@ def _in_parallel(jobs: list[tuple], workers: int | None) -> Iterator[list[list]]
         try:
             for done in as_completed([pool.submit(_write_person, *job) for job in jobs]):
                 yield done.result()
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)  # a stop or a full disk ends it now, not after all the others
-            raise
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:

@@ -567,7 +567,8 @@ def test_a_process_forked_meanwhile_does_not_keep_the_lock(folder: Path, saved: 
 
     try:
         update(folder, saved, Forking())
-        update(folder, saved, wait_s=0.1)
+        gallery = update(folder, saved, wait_s=0.1)[0]  # InputError if the lock were still held
+        assert children and len(gallery.faces) == 6
     finally:
         for child in children:
             os.kill(child, 9)
