@@ -23,7 +23,7 @@ demo: .venv/installed
 # Draws people, trains the recogniser and the verifier on them in three minutes, measures them, compares photos.
 demo-training: .venv/installed
 	$(RUN) face_recognition.py prepare --drawn-people 600 --prepared $(DEMO)
-	$(RUN) face_recognition.py train --prepared $(DEMO) $(RECOGNISER) --time-limit 2.5 --batch-size 64
+	$(RUN) face_recognition.py train --prepared $(DEMO) $(RECOGNISER) --time-limit 2.5 --batch-size 64 --name demo
 	$(RUN) face_recognition.py train-verify --prepared $(DEMO) $(WEIGHTS)
 	$(RUN) face_recognition.py evaluate --prepared $(DEMO) $(WEIGHTS) --charts $(DEMO)
 	$(RUN) face_recognition.py compare $(WEIGHTS) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00011/0002.jpg || test $$? -eq 1

@@ -29,9 +29,10 @@ strangers, 89.3 % of pairs right; see weights/MODEL_CARD.md.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from facekit import charts, commands, datasets, metrics, synthetic, training
+from facekit import backbones, charts, commands, datasets, export, losses, maps, metrics, synthetic, training
 from facekit.files import InputError
-from facekit.images import MAX_PIXELS, face_pixels
+from facekit.images import MAX_PIXELS, face_pixels, photos_in
 
 IMAGE_SIZE = 80  # a face crop is 80x80 pixels, greyscale, values 0..1
 EMBEDDING_SIZE = 32
@@ -56,7 +57,7 @@ NEAREST = 10  # gallery faces that the verifier looks at, to name a face
 GALLERY_SIZES = (1, 3, 10, 30, 100, 300)  # people, for which train-verify chooses thresholds
 PICTURES_PER_DRAWN_PERSON = 8
 
-ARCHITECTURE = "resnet18-256-128-32"
+SYNTHETIC = Path("synthetic")  # the name of the drawn faces for --data
 PREPARED = Path("data/recognition")
 RECOGNISER = Path("weights/recognition.safetensors")
 VERIFIER = Path("weights/verification.safetensors")
@@ -66,15 +67,20 @@ VERIFIER = Path("weights/verification.safetensors")
 class Settings:
     """The choices of a training; they are saved with the weights."""
 
+    backbone: str = "resnet18"
+    embedding_size: int = EMBEDDING_SIZE
+    loss: str = "triplet"
     reference: bool = False
     epochs: int = 60
     batch_size: int = 128  # images a step
     learning_rate: float = 1e-3  # at its highest: it rises over the first 5 % of the training, then falls to 1 %
     weight_decay: float = 0.05
     images_per_person: int = 4  # in a batch: each of them is anchor and positive of the others
-    scale: float = 16.0  # how much the hardest negatives count more than the others
-    margin: float = 0.1  # how much nearer the positive has to be than a negative
+    scale: float | None = 16.0  # how much the hardest negatives count more than the others
+    margin: float | None = 0.1  # how much nearer the positive has to be than a negative
+    hard_only: bool = False  # learn only from the triplets that the model gets wrong
     mine_from: float = 0.4  # part of the training after which mining decides who meets in a batch
+    init: str | None = None  # weights to start from
     seed: int = 0
 
 
@@ -85,7 +91,7 @@ REFERENCE = Settings(reference=True, epochs=200, batch_size=400, weight_decay=0.
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Packed crops (B, 1, 80, 80) uint8 -> varied faces (B, 1, 80, 80) float in 0..1.
+    """Packed crops (B, C, S, S) uint8 -> varied faces (B, C, S, S) float in 0..1.
 
     Rotation up to 8°, scale up to 10 %, shift up to 3 % of the width, mirroring, brightness, contrast, gamma, and on
     every fourth face a patch hidden. The random numbers come from the CPU, so they are the same on every device.
@@ -106,16 +112,16 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     faces = faces.clamp(0, 1) ** gamma[:, :, None, None]
     faces = ((faces - 0.5) * contrast[:, :, None, None] + 0.5 + brightness[:, :, None, None]).clamp(0, 1)
 
-    pixels = torch.linspace(0, 1, IMAGE_SIZE, device=device)
+    pixels = torch.linspace(0, 1, images.shape[-1], device=device)
     half_width = uniform(0, 0.2) * (uniform(0, 1) < 0.25)  # (B, 1); 0 hides nothing
-    columns_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, 80)
-    rows_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, 80)
-    hidden = (rows_hidden[:, :, None] & columns_hidden[:, None, :])[:, None]  # (B, 1, 80, 80)
+    columns_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
+    rows_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
+    hidden = (rows_hidden[:, :, None] & columns_hidden[:, None, :])[:, None]  # (B, 1, S, S)
     return torch.where(hidden, uniform(0, 1)[:, :, None, None], faces)
 
 
 def unvaried(images: Tensor) -> Tensor:
-    """Packed crops (B, 1, 80, 80) uint8 -> faces (B, 1, 80, 80) float in 0..1, as they are."""
+    """Packed crops (B, C, S, S) uint8 -> faces (B, C, S, S) float in 0..1, as they are."""
     return images.float() / 255
 
 
@@ -123,19 +129,38 @@ def unvaried(images: Tensor) -> Tensor:
 
 
 class Recogniser(nn.Module):
-    """ResNet18 (He et al. 2016) with one input channel: faces (B, 1, 80, 80) in 0..1 -> embeddings (B, 32)."""
+    """Faces (B, C, S, S) in 0..1 -> embeddings (B, D): ResNet18 (He et al. 2016), or another backbone.
 
-    def __init__(self, normalised: bool = True):
+    `normalised`: embeddings of length 1, so that their distance depends on the angle alone; and in use, though not in
+    training, each is the mean of a face and its mirror image (on validation faces 76.4 % instead of 75.3 % 1-of-11).
+    """
+
+    def __init__(self, backbone: str = "resnet18", embedding_size: int = EMBEDDING_SIZE, image_size: int = IMAGE_SIZE,
+                 color: bool = False, normalised: bool = True):
         super().__init__()
-        self.backbone = resnet18(num_classes=256)
-        self.backbone.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, EMBEDDING_SIZE))
-        self.normalised = normalised  # embeddings of length 1: their distance depends on the angle alone
+        self.image_size, self.color = image_size, color
+        self.embedding_size, self.normalised = embedding_size, normalised
+        channels = 3 if color else 1
+        if backbone == "resnet18":
+            self.backbone = resnet18(num_classes=256)
+            self.backbone.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+            self.head = nn.Sequential(nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, embedding_size))
+        else:
+            self.backbone = backbones.build(backbone, embedding_size, channels, image_size)
+            self.head = nn.Identity()
+
+    def raw(self, faces: Tensor) -> Tensor:
+        """Embeddings of any length, as the losses take them."""
+        faces = faces.contiguous(memory_format=torch.channels_last)  # 5 to 15 % faster
+        return self.head(self.backbone(faces)).float()  # (B, D)
 
     def forward(self, faces: Tensor) -> Tensor:
-        faces = faces.contiguous(memory_format=torch.channels_last)  # 5 to 15 % faster
-        embeddings = self.head(self.backbone(faces)).float()  # (B, 32)
-        return F.normalize(embeddings, dim=1) if self.normalised else embeddings
+        embeddings = self.raw(faces)
+        if not self.normalised:
+            return embeddings
+        if not self.training:
+            embeddings = F.normalize(embeddings, dim=1) + F.normalize(self.raw(faces.flip(3)), dim=1)
+        return F.normalize(embeddings, dim=1)
 
 
 # ---------------------------------------------------------------- global mining and the loss
@@ -167,31 +192,53 @@ def mine_negatives(
     return nearest[stranger & (rank > skip) & (rank <= skip + count)].view(len(anchors), count)
 
 
-def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float = 0.2) -> Tensor:
+def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float = 0.2,
+                 hard_only: bool = False) -> Tensor:  # fmt: skip
     """FaceNet's loss (Schroff et al. 2015): anchors, positives (A, D), negatives (A, C, D) -> scalar.
 
     For each anchor the sum over its negatives of relu(|a - b|² - |a - c|² + margin), mean over the anchors.
+    With `hard_only` the sum over the negatives that are nearer than the positive.
     """
-    near = (anchors - positives).square().sum(1)  # (A,)
+    near = (anchors - positives).square().sum(1, keepdim=True)  # (A, 1)
     far = (anchors[:, None] - negatives).square().sum(2)  # (A, C)
-    return F.relu(near[:, None] - far + margin).sum(1).mean()
+    losses = F.relu(near - far + margin)  # (A, C)
+    return (losses * (far < near) if hard_only else losses).sum(1).mean()
 
 
-def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin: float) -> Tensor:
+def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin: float,
+                        hard_only: bool = False) -> Tensor:  # fmt: skip
     """Every image of the batch is an anchor, its person's other images are positives, all strangers are negatives.
 
     For anchor a and positive b: log(1 + Σ_c exp(scale · (cos(a, c) - cos(a, b) + margin))), the triplet loss with a
     smooth maximum over the negatives c (N-pair loss, Sohn 2016; supervised contrastive loss, Khosla et al. 2020):
-    on vectors of length 1, |a - b|² = 2 - 2 cos(a, b). Mean over the positives of an anchor, then over anchors.
+    on vectors of length 1, |a - b|² = 2 - 2 cos(a, b). Mean over the positives of an anchor, then over anchors; with
+    `hard_only` over the positives that are farther than the nearest negative.
     embeddings (B, D) of length 1, people (B,) -> scalar.
     """
     cosines = embeddings @ embeddings.T  # (B, B)
     same = people[:, None] == people
     positive = same & ~torch.eye(len(people), dtype=torch.bool, device=people.device)
-    hardest = (scale * cosines.masked_fill(same, -math.inf)).logsumexp(dim=1, keepdim=True)  # (B, 1)
+    to_negatives = cosines.masked_fill(same, -math.inf)  # (B, B)
+    hardest = (scale * to_negatives).logsumexp(dim=1, keepdim=True)  # (B, 1)
+    if hard_only:
+        positive &= cosines < to_negatives.amax(1, keepdim=True)
     losses = F.softplus(hardest - scale * (cosines - margin)) * positive  # (B, B)
-    anchors = positive.any(1)
-    return (losses.sum(1)[anchors] / positive.sum(1)[anchors]).mean()
+    means = losses.sum(1) / positive.sum(1).clamp(min=1)  # (B,)
+    return means.sum() / positive.any(1).sum().clamp(min=1)
+
+
+class SmoothTriplet(nn.Module):
+    """The smooth triplet loss, called as the margin losses of facekit/losses.py: embeddings of any length, people."""
+
+    def __init__(self, people: int, embedding_size: int, scale: float, margin: float, hard_only: bool = False):
+        super().__init__()
+        self.scale, self.margin, self.hard_only = scale, margin, hard_only
+
+    def forward(self, embeddings: Tensor, people: Tensor) -> Tensor:
+        return smooth_triplet_loss(F.normalize(embeddings, dim=1), people, self.scale, self.margin, self.hard_only)
+
+
+LOSSES = {"triplet": SmoothTriplet, **losses.LOSSES}
 
 
 # ---------------------------------------------------------------- training
@@ -200,7 +247,7 @@ def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin
 class Part:
     """The packed images of one part of the split, on the device, and whose they are.
 
-    images (N, 1, 80, 80) uint8, people (N,) int64; `photos_of` has the rows of each person with at least two.
+    images (N, C, S, S) uint8, people (N,) int64; `photos_of` has the rows of each person with at least two.
     """
 
     def __init__(self, faces: datasets.FaceSet, part: str, device: torch.device):
@@ -219,19 +266,34 @@ class Part:
 class Course(training.Course):
     """A training of the recogniser: with a memory of the latest embedding of every training image."""
 
-    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors")
+    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors", "loss_state")
 
     def __init__(self, people: Part, settings: Settings, folder: Path, device: torch.device, precision: str = "auto"):
         training.seed_everything(settings.seed)
-        model = Recogniser(normalised=not settings.reference).to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        channels, _, image_size = people.images.shape[1:]
+        model = Recogniser(settings.backbone, settings.embedding_size, image_size, channels == 3,
+                           normalised=not settings.reference)  # fmt: skip
+        if settings.init:
+            start_from(model, settings.init)
+        model = model.to(device, memory_format=torch.channels_last)
+        loss = LOSSES[settings.loss](len(people.photos_of), settings.embedding_size, settings.scale, settings.margin)
+        optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
+                                      weight_decay=settings.weight_decay, fused=True)  # fmt: skip
         super().__init__(model, optimizer, settings, folder)
-        self.people, self.precision = people, precision
-        self.memory = torch.zeros(len(people.images), EMBEDDING_SIZE, device=device)
+        self.people, self.precision, self.loss = people, precision, loss
+        self.class_of = torch.full((int(people.people.max()) + 1,), -1, device=device)  # for losses with class centres
+        self.class_of[list(people.photos_of)] = torch.arange(len(people.photos_of), device=device)
+        self.memory = torch.zeros(len(people.images), settings.embedding_size, device=device)
         self.memory_epoch = torch.zeros(len(people.images), dtype=torch.int64, device=device)  # when it was made
         self.right, self.anchors = 0, 0  # sums over the present epoch
+
+    @property
+    def loss_state(self) -> dict[str, Tensor]:
+        return self.loss.state_dict()
+
+    @loss_state.setter
+    def loss_state(self, state: dict[str, Tensor]) -> None:
+        self.loss.load_state_dict(state)
 
     def remember(self, rows: Tensor, embeddings: Tensor) -> None:
         self.memory[rows] = embeddings.detach()
@@ -249,7 +311,7 @@ def plan_epoch(course: Course) -> list[Tensor]:
     if settings.reference:
         return plan_pairs(photos_of, settings.batch_size // (2 + NEGATIVES), random)
     photos = [random.permutation(rows)[: settings.images_per_person] for rows in photos_of]
-    mine = course.done >= settings.mine_from and course.epoch > 1  # before, the memory is empty
+    mine = settings.loss == "triplet" and course.done >= settings.mine_from and course.epoch > 1  # before, no memory
     order = group_look_alikes(course, photos, random) if mine else random.permutation(len(photos))
     batch_of_person = np.cumsum([len(photos[i]) for i in order]) // settings.batch_size
     people_of_batch = np.split(order, np.flatnonzero(np.diff(batch_of_person)) + 1)
@@ -295,7 +357,7 @@ def reference_step(course: Course, pairs: Tensor, random: np.random.Generator) -
     embeddings = course.model(unvaried(course.people.images[rows]))  # each image once
     course.remember(rows, embeddings)
     a, b, c = embeddings[place].split([len(pairs), len(pairs), negatives.numel()])
-    loss = triplet_loss(a, b, c.view(*negatives.shape, -1), course.settings.margin)
+    loss = triplet_loss(a, b, c.view(*negatives.shape, -1), course.settings.margin, course.settings.hard_only)
     with torch.no_grad():
         to_strangers = (memory[anchors][:, None] - memory[strangers]).square().sum(2)  # (A, 10)
         return loss, (a - b).square().sum(1) < to_strangers.amin(1)
@@ -312,13 +374,14 @@ def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.ran
     return chosen
 
 
-def smooth_step(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """rows (B,) of images -> the smooth triplet loss, and which anchors are right (B,)."""
+def batch_step(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """rows (B,) of images -> the smooth triplet loss, or another, and which anchors are right (B,)."""
     people = course.people.people[rows]  # (B,)
-    embeddings = course.model(augment(course.people.images[rows], random))  # (B, 32)
+    embeddings = course.model.raw(augment(course.people.images[rows], random))  # (B, D)
+    loss = course.loss(embeddings, course.class_of[people])
+    embeddings = F.normalize(embeddings.detach(), dim=1)
     course.remember(rows, embeddings)
-    loss = smooth_triplet_loss(embeddings, people, course.settings.scale, course.settings.margin)
-    return loss, one_of_eleven_in_batch(embeddings.detach(), people, random)
+    return loss, one_of_eleven_in_batch(embeddings, people, random)
 
 
 def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Generator) -> Tensor:
@@ -331,15 +394,26 @@ def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Gen
     return (distances.gather(1, positive) < distances.gather(1, strangers)).all(1)
 
 
-def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto") -> Tensor:
-    """Packed crops (N, 1, 80, 80) uint8 -> embeddings (N, 32) float32 on the model's device, 256 at a time."""
+def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto", tta: bool = False) -> Tensor:
+    """Packed crops (N, C, S, S) uint8 -> embeddings (N, D) float32 on the model's device, 256 at a time.
+
+    `tta` (test-time augmentation): the mean over the crop and the same crop shifted by 2 pixels each way.
+    """
     device = next(model.parameters()).device
-    embeddings = [torch.empty(0, EMBEDDING_SIZE, device=device)]
+    embeddings = [torch.empty(0, model.embedding_size, device=device)]
     with training.evaluating(model), training.autocast(device, precision):
         for start in range(0, len(images), 256):
-            block = torch.as_tensor(images[start : start + 256]).to(device)
-            embeddings.append(model(unvaried(block)))
+            faces = unvaried(torch.as_tensor(images[start : start + 256]).to(device))
+            views = torch.stack([model(view) for view in (shifted(faces) if tta else [faces])])  # (V, B, D)
+            embeddings.append(F.normalize(views.sum(0), dim=1) if model.normalised else views.mean(0))
     return torch.cat(embeddings)
+
+
+def shifted(faces: Tensor, pixels: int = 2) -> list[Tensor]:
+    """Faces (B, C, S, S) as they are and moved left, right, up and down, the edge repeated."""
+    size, framed = faces.shape[-1], F.pad(faces, [pixels] * 4, mode="replicate")
+    corners = (pixels, pixels), (pixels, 0), (pixels, 2 * pixels), (0, pixels), (2 * pixels, pixels)
+    return [framed[:, :, top : top + size, left : left + size] for top, left in corners]
 
 
 # ---------------------------------------------------------------- the course of a training
@@ -354,7 +428,7 @@ def train_step(course: Course, batch: Tensor) -> None:
         if settings.reference:
             loss, right = reference_step(course, batch, numpy_random)
         else:
-            loss, right = smooth_step(course, batch, torch_random)
+            loss, right = batch_step(course, batch, torch_random)
             rate *= training.warm_cosine(course.done)
     course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
     course.learn(loss, rate)
@@ -362,22 +436,31 @@ def train_step(course: Course, batch: Tensor) -> None:
 
 def finish_epoch(course: Course, validation: Part) -> None:
     """Measures the validation people; the weights are kept if they are the best."""
-    accuracy = one_of_eleven(course.model, validation, course.precision)
+    rows = few_of_each(validation)
+    embeddings = embed(course.model, validation.images[rows], course.precision)
+    accuracy = one_of_eleven(embeddings, validation.people[rows])
+    if course.events:
+        hardest = rows[hardest_triplets(embeddings, validation.people[rows], count=16).cpu()]  # (16, 3)
+        mosaic = torch.cat([torch.cat([*validation.images[triplet]], dim=2) for triplet in hardest], dim=1)
+        course.events.add_image("hardest triplets: anchor, positive, negative", mosaic, course.epoch)
     train_accuracy = course.right / max(1, course.anchors)
     course.right, course.anchors = 0, 0
     course.finish_epoch(accuracy, {"train_accuracy": train_accuracy, "validation_accuracy": accuracy})
 
 
 def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: torch.device, precision: str = "auto",
-          minutes: float | None = None, resume: bool = False, dry_run: bool = False) -> Course:
+          minutes: float | None = None, resume: bool = False, dry_run: bool = False,
+          events: Path | None = None) -> Course:  # fmt: skip
     """Trains on the train people; the best weights by the accuracy on validation people are in the result.
 
     Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training,
-    with its falling learning rate, into that time. A dry run takes two steps an epoch. After Ctrl-C all is saved
-    and KeyboardInterrupt raised. InputError when the loss is not finite or the checkpoint does not fit.
+    with its falling learning rate, into that time. A dry run takes two steps an epoch. `events` is a folder for
+    TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised. InputError when the loss is not finite or the
+    checkpoint does not fit.
     """
     course = Course(Part(faces, "train", device), settings, folder, device, precision)
     validation = Part(faces, "validation", device)
+    course.events = training.event_writer(events)
     if resume:
         course.load()
     elif settings.reference:  # its first mining needs the embeddings of all
@@ -399,45 +482,61 @@ def out_of_patience(course: Course) -> bool:
     return bool(good) and course.history[-1]["epoch"] - good[-1] >= PATIENCE
 
 
-def one_of_eleven(model: Recogniser, people: Part, precision: str = "auto") -> float:
-    """Share of images nearer to another one of their person than to ten strangers; four photos a person at most."""
-    rows = np.concatenate([photos[:4] for photos in people.photos_of.values()])
-    embeddings = embed(model, people.images[rows], precision)
-    right, _ = metrics.one_of_eleven(embeddings.cpu().numpy(), people.people[rows].cpu().numpy(),
-                                     np.random.default_rng(0))
-    return float(right.mean())
+def few_of_each(people: Part) -> np.ndarray:
+    """The rows of four photos at most of each person who has two."""
+    return np.concatenate([photos[:4] for photos in people.photos_of.values()])
+
+
+def one_of_eleven(embeddings: Tensor, people: Tensor) -> float:
+    """Share of images nearer to another one of their person than to ten strangers; (N, D) and (N,).
+
+    The mean over ten draws of positives and strangers: a single one is too uncertain to choose an epoch by.
+    """
+    vectors, whose = embeddings.cpu().numpy(), people.cpu().numpy()
+    draws = [metrics.one_of_eleven(vectors, whose, np.random.default_rng(seed))[0] for seed in range(10)]
+    return float(np.mean(draws))
+
+
+def hardest_triplets(embeddings: Tensor, people: Tensor, count: int) -> Tensor:
+    """The anchors whose farthest positive is farther than their nearest negative by most: rows (count, 3)."""
+    distances = torch.cdist(embeddings, embeddings)  # (N, N)
+    same = people[:, None] == people
+    far, positive = distances.masked_fill(~same, -1).max(1)
+    near, negative = distances.masked_fill(same, math.inf).min(1)
+    anchor = (far - near).topk(min(count, len(people))).indices
+    return torch.stack([anchor, positive[anchor], negative[anchor]], dim=1)
 
 
 # ---------------------------------------------------------------- verifier
 
 
 class Verifier(nn.Module):
-    """Do two faces show one person? Embeddings (..., 32), (..., 32) -> scores (...) in 0..1.
+    """Do two faces show one person? Embeddings (..., D), (..., D) -> scores (...) in 0..1.
 
-    A linear layer over the squared differences: it learns which of the 32 numbers to trust.
+    A linear layer over the squared differences: it learns which of the D numbers to trust.
     """
 
-    def __init__(self):
+    def __init__(self, embedding_size: int = EMBEDDING_SIZE):
         super().__init__()
-        self.linear = nn.Linear(EMBEDDING_SIZE, 1)
+        self.linear = nn.Linear(embedding_size, 1)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.sigmoid(self.linear((first - second).square())).squeeze(-1)
 
-    def naming_threshold(self, people: int) -> float:
-        """The score at which 1 % of strangers get a name among so many enrolled people; between the sizes that
-        train-verify tried by the logarithm of the size, beyond them the nearest."""
-        sizes, thresholds = zip(*sorted(self.naming_thresholds.items()))
+    def naming_threshold(self, people: int, by: str = "score") -> float:
+        """The score, or cosine, at which 1 % of strangers get a name among so many enrolled people; between the sizes
+        that train-verify tried by the logarithm of the size, beyond them the nearest."""
+        sizes, thresholds = zip(*sorted(self.naming_thresholds[by].items()))
         return float(np.interp(math.log(max(1, people)), np.log(sizes), thresholds))
 
 
 def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int = 0) -> Verifier:
-    """Trains on frozen embeddings (N, 32): the mean squared error of same pairs plus that of different pairs.
+    """Trains on frozen embeddings (N, D): the mean squared error of same pairs plus that of different pairs.
 
     Each person comes twice an epoch with all photos in random pairs, and each pair with ten random strangers.
     """
     training.seed_everything(seed)
-    verifier = Verifier().to(embeddings.device)
+    verifier = Verifier(embeddings.shape[1]).to(embeddings.device)
     optimizer = torch.optim.Adam(verifier.parameters(), lr=0.01)
     for epoch in tqdm(range(epochs), "verifier", leave=False, disable=None):
         random = np.random.default_rng([seed, epoch])
@@ -455,8 +554,8 @@ def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int =
 
 
 @torch.inference_mode()
-def score_pairs(verifier: Verifier, embeddings: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The verifier's scores (P,) of pairs of rows (P,), (P,) of embeddings (N, 32)."""
+def score_pairs(verifier: Callable, embeddings: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The verifier's scores (P,), or another function's, of pairs of rows (P,), (P,) of embeddings (N, D)."""
     blocks = zip(np.array_split(first, len(first) // 100_000 + 1), np.array_split(second, len(second) // 100_000 + 1))
     return np.concatenate([verifier(embeddings[a], embeddings[b]).double().cpu().numpy() for a, b in blocks])
 
@@ -486,6 +585,11 @@ def center_at_half(verifier: Verifier, embeddings: Tensor, part: Part) -> None:
         verifier.linear.bias -= math.log(threshold / (1 - threshold))
 
 
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """The cosine of the angle between embeddings (..., D), (..., D) -> (...) in -1..1."""
+    return F.cosine_similarity(first, second, dim=-1)
+
+
 def choose_thresholds(verifier: Verifier, embeddings: Tensor, part: Part) -> dict[str, float]:
     """For each false-accept rate the lowest score that no larger share of all pairs of two people reaches."""
     first, second = all_strangers(part)
@@ -493,7 +597,7 @@ def choose_thresholds(verifier: Verifier, embeddings: Tensor, part: Part) -> dic
     return {str(far): metrics.threshold_at_far(scores, np.zeros(len(scores), bool), far) for far in FALSE_ACCEPT_RATES}
 
 
-def choose_naming_thresholds(verifier: Verifier, embeddings: Tensor, part: Part,
+def choose_naming_thresholds(verifier: Callable, embeddings: Tensor, part: Part,
                              share: float = 0.01) -> dict[str, float]:  # fmt: skip
     """Number of enrolled people -> the lowest score at which no more than `share` of strangers are given a name.
 
@@ -526,12 +630,15 @@ def choose_naming_thresholds(verifier: Verifier, embeddings: Tensor, part: Part,
 def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measured: dict) -> None:
     """Writes the weights, and all that is needed to load them and to know where they come from."""
     about_data = {name: faces.summary[name] for name in ("people", "images", "sources", "splits", "split_digest")}
-    training.save_weights(path, course.model, {
-        "architecture": ARCHITECTURE,
-        "normalised": course.model.normalised,
-        "crop": {"size": IMAGE_SIZE, "color": False, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]},
+    model, settings, size = course.model, course.settings, course.settings.embedding_size
+    training.save_weights(path, model, {
+        "architecture": f"{'resnet18-256-128' if settings.backbone == 'resnet18' else settings.backbone}-{size}",
+        "backbone": settings.backbone,
+        "embedding_size": size,
+        "normalised": model.normalised,
+        "crop": {"size": model.image_size, "color": model.color, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]},
         "data": about_data,
-        "settings": asdict(course.settings),
+        "settings": asdict(settings),
         "epoch": course.best_epoch,
         "minutes": round(course.seconds / 60, 1),
         "measured": measured,
@@ -540,38 +647,81 @@ def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measure
 
 def load_recogniser(path: str | Path = RECOGNISER, device: str = "auto") -> Recogniser:
     """A trained recogniser, ready to embed photos; `.metadata` says how it was made and what it measured."""
-    tensors, metadata = training.read_weights(path, ARCHITECTURE)
-    model = Recogniser(metadata["normalised"])
+    tensors, metadata = read_recogniser(path)
+    crop = metadata["crop"]
+    model = Recogniser(metadata["backbone"], metadata["embedding_size"], crop["size"], crop["color"],
+                       metadata["normalised"])  # fmt: skip
     training.load_tensors(model, tensors, path)
     model.metadata = metadata
     return model.to(training.choose_device(device), memory_format=torch.channels_last).eval()
 
 
+def read_recogniser(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    return training.read_weights(path, "resnet18-256-128", *backbones.BACKBONES, "timm:")
+
+
+def start_from(model: Recogniser, path: str | Path) -> None:
+    """Puts published or own weights into a model that is to be trained further."""
+    training.load_tensors(model, read_recogniser(path)[0], path)
+
+
 def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier:
     """A trained verifier; `.thresholds` maps the false-accept rates "0.1", "0.01", "0.001" to scores.
 
-    `.naming_threshold(people)` is the score from which on a face gets a name when so many people are enrolled.
+    `.naming_threshold(people)` is the score from which on a face gets a name when so many people are enrolled,
+    `.naming_threshold(people, "cosine")` the cosine.
     """
-    tensors, metadata = training.read_weights(path, "linear-32")
-    verifier = Verifier()
+    tensors, metadata = training.read_weights(path, "linear")
+    verifier = Verifier(tensors["linear.weight"].shape[1])
     training.load_tensors(verifier, tensors, path)
-    if "naming_thresholds" not in metadata:
+    if "score" not in metadata.get("naming_thresholds", ()):
         raise InputError(f"{path} is of an older version: run train-verify.")
     verifier.metadata, verifier.thresholds = metadata, metadata["thresholds"]
-    verifier.naming_thresholds = {int(size): threshold for size, threshold in metadata["naming_thresholds"].items()}
+    verifier.naming_thresholds = {by: {int(size): threshold for size, threshold in thresholds.items()}
+                                  for by, thresholds in metadata["naming_thresholds"].items()}  # fmt: skip
     return verifier.to(training.choose_device(device)).eval()
 
 
-def embed_photos(
-    model: Recogniser, photos: Sequence, crop_fraction: float = 1.0, max_pixels: int = MAX_PIXELS
-) -> Tensor:
-    """Photos of cropped faces (paths, PIL images or uint8 arrays) -> embeddings (N, 32).
+def embed_photos(model: Recogniser, photos: Sequence, crop_fraction: float = 1.0, max_pixels: int = MAX_PIXELS,
+                 tta: bool = False) -> Tensor:  # fmt: skip
+    """Photos of cropped faces (paths, PIL images or uint8 arrays) -> embeddings (N, D).
 
     The face must fill the picture as `prepare` shows it; `crop_fraction` keeps the centre of each photo.
     InputError names the first photo that cannot be read.
     """
-    crops = [face_pixels(photo, IMAGE_SIZE, crop_fraction, max_pixels=max_pixels) for photo in photos]
-    return embed(model, np.stack(crops) if crops else np.empty((0, 1, IMAGE_SIZE, IMAGE_SIZE), np.uint8))
+    crops = [face_pixels(photo, model.image_size, crop_fraction, model.color, max_pixels) for photo in photos]
+    return embed(model, np.stack(crops) if crops else (), tta=tta)
+
+
+def readable_crops(model: Recogniser, paths: Sequence[Path], args: argparse.Namespace) -> dict[Path, np.ndarray]:
+    """The crops (C, S, S) uint8 of all photos that can be read; the others are named. InputError when none can."""
+    crops = {}
+    for path in tqdm(paths, "reading", leave=False, disable=None):
+        try:
+            crops[path] = face_pixels(path, model.image_size, args.center_crop, model.color, args.max_pixels)
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    if not crops:
+        raise InputError(f"None of {len(paths)} photos can be read.")
+    return crops
+
+
+@torch.inference_mode()
+def identify(similarity: Callable, gallery: Tensor, names: Sequence[str], probes: Tensor,
+             threshold: float) -> list[tuple[str | None, list[tuple[str, float]]]]:  # fmt: skip
+    """Who are they? For each probe the name, None for a stranger, and all people with their similarity, best first.
+
+    gallery (N, D) embeddings of photos of the people `names` (N,), probes (P, D); `similarity` is a verifier or
+    `cosine`. A person counts with the best photo, and gives the name if that reaches `threshold`.
+    """
+    answers = []
+    for probe in probes:
+        best: dict[str, float] = {}
+        for name, value in zip(names, similarity(probe, gallery).tolist()):
+            best[name] = max(value, best.get(name, -math.inf))
+        ranked = sorted(best.items(), key=lambda item: -item[1])
+        answers.append((ranked[0][0] if ranked and ranked[0][1] >= threshold else None, ranked))
+    return answers
 
 
 # ---------------------------------------------------------------- measuring
@@ -591,12 +741,16 @@ def measure(verifier: Verifier, embeddings: Tensor, part: Part) -> tuple[dict, n
     for name, (values, whose) in {"one_of_eleven": (right, anchor_people), **each}.items():
         report[name] = float(np.mean(values))
         report[f"{name}_interval"] = list(metrics.people_interval(values, whose, random))
+    report["balanced_accuracy_at"] = accuracy_at_thresholds(scores, same)
     return report | {"people": len(np.unique(people)), "images": len(people), "pairs": len(same)}, scores, same
 
 
-def measure_lfw(
-    model: Recogniser, verifier: Verifier, args: argparse.Namespace
-) -> tuple[dict, np.ndarray, np.ndarray]:
+def accuracy_at_thresholds(scores: np.ndarray, same: np.ndarray) -> dict[str, float]:
+    """Mean of the accuracies on same and on different pairs, if pairs from this score on are taken as same."""
+    return {f"{score:.1f}": metrics.balanced_accuracy(scores, same, score) for score in np.arange(1, 10) / 10}
+
+
+def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace) -> tuple[dict, np.ndarray, np.ndarray]:
     """The protocol of Labeled Faces in the Wild (Huang et al. 2007): ten folds of same and different pairs.
 
     Photos are IMAGES/name/name_0001.jpg, or .png and so on. Pairs with a photo that is missing or cannot be read are
@@ -608,7 +762,7 @@ def measure_lfw(
     for photo in tqdm(photos, "reading", leave=False, disable=None):
         try:
             path = lfw_photo(args.images, *photo)
-            crops[photo] = face_pixels(path, IMAGE_SIZE, args.center_crop, max_pixels=args.max_pixels)
+            crops[photo] = face_pixels(path, model.image_size, args.center_crop, model.color, args.max_pixels)
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
     usable = [pair for pair in pairs if pair[:2] in crops and pair[2:4] in crops]
@@ -617,13 +771,14 @@ def measure_lfw(
     row_of = {photo: row for row, photo in enumerate(crops)}
     first, second = (np.array([row_of[pair[i : i + 2]] for pair in usable]) for i in (0, 2))
     first_people, second_people, same, folds = (np.array([pair[i] for pair in usable]) for i in (0, 2, 4, 5))
-    embeddings = embed(model, np.stack(list(crops.values())), precision=args.precision)
+    embeddings = embed(model, np.stack(list(crops.values())), args.precision, args.tta)
     scores = score_pairs(verifier, embeddings, first, second)
     report = metrics.verification_report(
         scores, same, first_people, second_people, folds, np.random.default_rng(0)
     )
     if len(np.unique(folds)) > 1:
         report["standard_error"] = metrics.ten_fold_accuracy(scores, same, folds)[1]
+    report["balanced_accuracy_at"] = accuracy_at_thresholds(scores, same)
     people = len({name for name, _ in crops})
     counts = {"people": people, "images": len(crops), "pairs": len(same), "pairs_skipped": len(pairs) - len(same)}
     return report | counts, scores, same
@@ -646,17 +801,33 @@ def command_download(args: argparse.Namespace) -> int:
 
 
 def command_prepare(args: argparse.Namespace) -> int:
-    if args.data:
+    args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
+    prepare(args)
+    return 0
+
+
+def prepared_folder(image_size: int | None, color: bool | None, data: Sequence[Path] | None = None) -> Path:
+    """data/recognition for the usual crops, else for example data/recognition-112-color."""
+    drawn = "-synthetic" if data == [SYNTHETIC] else ""
+    size = f"-{image_size}" if image_size not in (None, IMAGE_SIZE) else ""
+    return PREPARED.with_name(f"{PREPARED.name}{drawn}{size}{'-color' if color else ''}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Finds the photos, or draws some, and packs them into the folder args.prepared."""
+    if args.data and args.data != [SYNTHETIC]:
         photos = [photo for root in args.data for photo in datasets.folder_of_folders(root, args.center_crop)]
     else:
-        photos = datasets.find_known() if args.drawn_people is None else []
+        photos = datasets.find_known() if args.drawn_people is None and not args.data else []
     if not photos:
         people = args.drawn_people or 500
-        print(f"{'' if args.drawn_people else 'There is no data set under dataset/: '}drawing {people} people.")
+        why = "" if args.drawn_people or args.data else "There is no data set under dataset/: "
+        print(f"{why}drawing {people} people.")
         drawn = args.prepared / f"drawn_{people}_people_{args.seed}"
         synthetic.write_faces(drawn, people, PICTURES_PER_DRAWN_PERSON, args.seed)
         photos = datasets.folder_of_folders(drawn)
-    summary = datasets.pack_faces(photos, args.prepared, IMAGE_SIZE, seed=args.seed, max_pixels=args.max_pixels)
+    summary = datasets.pack_faces(photos, args.prepared, args.image_size or IMAGE_SIZE, bool(args.color), args.seed,
+                                  max_pixels=args.max_pixels)  # fmt: skip
     for source, counts in summary["sources"].items():
         print(f"{source}: {counts['images']} images of {counts['people']} people")
     for skipped in summary["skipped"][:10]:
@@ -667,41 +838,70 @@ def command_prepare(args: argparse.Namespace) -> int:
     print(f"{summary['images']} images of {summary['people']} people, {summary['people_with_one_image']} of them with "
           f"one image; {len(summary['skipped'])} files skipped; {parts}.")  # fmt: skip
     print(f"What the model will see: {args.prepared}/contact_sheet_*.png")
-    return 0
+
+
+def prepared_for(model: Recogniser, args: argparse.Namespace) -> datasets.FaceSet:
+    """The prepared faces, cut as the recogniser needs them."""
+    folder = args.prepared or prepared_folder(model.image_size, model.color)
+    faces = datasets.load_faces(folder)
+    if faces.images.shape[1:] != (3 if model.color else 1, model.image_size, model.image_size):
+        raise InputError(f"{args.recogniser} needs other faces than {folder} has: prepare --image-size "
+                         f"{model.image_size}{' --color' if model.color else ''} into another folder.")  # fmt: skip
+    if model.metadata["data"]["split_digest"] != faces.summary["split_digest"]:
+        print("Note: the recogniser was trained on another set of people. If some of them are among these test people, "
+              "the numbers are too good.", file=sys.stderr)  # fmt: skip
+    return faces
+
+
+def choose_settings(args: argparse.Namespace) -> Settings:
+    """The settings that the command line asks for; each backbone and loss brings its own sizes, scale and margin."""
+    if args.hard_only and args.loss != "triplet":
+        raise InputError(f"--hard-only goes with the loss triplet, not with {args.loss}.")
+    lesson = args.backbone == "resnet18"
+    args.image_size = args.image_size or (IMAGE_SIZE if lesson else 112)
+    args.color = not lesson if args.color is None else args.color
+    args.embedding_size = args.embedding_size or (EMBEDDING_SIZE if lesson else 128)
+    usual = REFERENCE if args.reference else Settings()
+    return commands.choose_settings(usual if args.loss == "triplet" else replace(usual, scale=None, margin=None), args)
 
 
 def command_train(args: argparse.Namespace) -> int:
-    faces = datasets.load_faces(args.prepared)
-    settings = commands.choose_settings(REFERENCE if args.reference else Settings(), args)
-    folder = args.prepared / ("dry_run" if args.dry_run else "reference" if args.reference else "training")
-    device = training.choose_device(args.device)
-    print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} images "
-          f"to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
-    try:
-        course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run)
-    except KeyboardInterrupt:
-        print(commands.how_to_go_on())
-        return 130
-    accuracy = one_of_eleven(course.model, Part(faces, "test", device), precision=args.precision)
-    measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
-    weights = folder / "recognition.safetensors" if args.dry_run else args.recogniser
-    save_recogniser(weights, course, faces, measured)
-    print(f"Nearer to their own person than to ten strangers: {accuracy:.1%} of the faces of test people "
-          f"(best epoch: {course.best_epoch}).\nWeights: {weights}; history: {folder / 'history.png'}")  # fmt: skip
+    settings = choose_settings(args)
+    args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
+    if args.data and not (args.prepared / "summary.json").exists():
+        prepare(args)
+    faces, device = datasets.load_faces(args.prepared), training.choose_device(args.device)
+    with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
+        print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
+              f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
+        try:
+            course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
+                           args.tensorboard)  # fmt: skip
+        except KeyboardInterrupt:
+            print(commands.how_to_go_on())
+            return 130
+        test = Part(faces, "test", device)
+        rows = few_of_each(test)
+        accuracy = one_of_eleven(embed(course.model, test.images[rows], args.precision), test.people[rows])
+        measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
+        for weights in [folder / "recognition.safetensors"] + [args.recogniser] * (not args.dry_run):
+            save_recogniser(weights, course, faces, measured)
+        print(f"Nearer to their own person than to ten strangers: {accuracy:.1%} of the faces of test people "
+              f"(best epoch: {course.best_epoch}).\nWeights: {weights}; history: {folder / 'history.png'}")  # fmt: skip
     return 0
 
 
 def command_train_verify(args: argparse.Namespace) -> int:
-    faces, device = datasets.load_faces(args.prepared), training.choose_device(args.device)
-    model = load_recogniser(args.recogniser, args.device)
-    note_other_split(model, faces)
+    model, device = load_recogniser(args.recogniser, args.device), training.choose_device(args.device)
+    faces = prepared_for(model, args)
     parts = {name: Part(faces, name, device) for name in datasets.SPLITS}
-    embeddings = {name: embed(model, part.images, precision=args.precision) for name, part in parts.items()}
+    embeddings = {name: embed(model, part.images, args.precision, args.tta) for name, part in parts.items()}
     verifier = train_verifier(embeddings["train"], parts["train"], args.epochs, args.seed)
     center_at_half(verifier, embeddings["validation"], parts["validation"])
     verifier.half().float()  # as it will be saved: the thresholds are to fit to the last bit
     thresholds = choose_thresholds(verifier, embeddings["validation"], parts["validation"])
-    naming = choose_naming_thresholds(verifier, embeddings["validation"], parts["validation"])
+    naming = {by: choose_naming_thresholds(similarity, embeddings["validation"], parts["validation"])
+              for by, similarity in (("score", verifier), ("cosine", cosine))}  # fmt: skip
 
     test, part = embeddings["test"], parts["test"]
     first, second, same = sampled_pairs(part)
@@ -714,11 +914,12 @@ def command_train_verify(args: argparse.Namespace) -> int:
               f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
               f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
     training.save_weights(args.verifier, verifier, {
-        "architecture": "linear-32", "thresholds": thresholds, "naming_thresholds": naming, "seed": args.seed,
+        "architecture": f"linear-{model.embedding_size}", "seed": args.seed,
+        "thresholds": thresholds, "naming_thresholds": naming,
         "data": model.metadata["data"], "recogniser_digest": training.digest(args.recogniser),
         "measured": {"balanced_accuracy_test": round(accuracy, 4)},
     })  # fmt: skip
-    sizes = ", ".join(f"{threshold:.3f} with {size}" for size, threshold in naming.items())
+    sizes = ", ".join(f"{threshold:.3f} with {size}" for size, threshold in naming["score"].items())
     print(f"To name a face, at most 1 % of strangers getting a name: score {sizes} people enrolled.\n"
           f"Weights: {args.verifier}")  # fmt: skip
     return 0
@@ -731,10 +932,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
             raise InputError("--images DIR and --pairs FILE go together: give both, or neither for the saved split.")
         report, scores, same = measure_lfw(model, verifier, args)
     else:
-        faces = datasets.load_faces(args.prepared)
-        note_other_split(model, faces)
-        part = Part(faces, "test", training.choose_device(args.device))
-        report, scores, same = measure(verifier, embed(model, part.images, precision=args.precision), part)
+        part = Part(prepared_for(model, args), "test", training.choose_device(args.device))
+        report, scores, same = measure(verifier, embed(model, part.images, args.precision, args.tta), part)
     far, tar, _ = metrics.roc_curve(scores, same)
     charts.roc_chart(far, tar, args.charts / "roc.png", report["roc_auc"], report["eer"])
     lines = {f"FAR {float(far):.1%}": threshold for far, threshold in verifier.thresholds.items()}
@@ -750,24 +949,90 @@ def command_evaluate(args: argparse.Namespace) -> int:
 def print_report(report: dict) -> None:
     """One line a metric with its interval; then how many people, images and pairs they are measured on."""
     for name, value in report.items():
-        if f"{name}_interval" in report or name == "standard_error":
-            low, high = report.get(f"{name}_interval") or (None, None)
-            interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
-            print(f"{name:18} {'too few pairs' if value is None else f'{value:.4f}'}{interval}")
+        if f"{name}_interval" not in report and name != "standard_error":
+            continue
+        low, high = report.get(f"{name}_interval") or (None, None)
+        interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
+        if value is not None:
+            print(f"{name:18} {value:.4f}{interval}")
+        elif name.startswith("tar_at_far_"):
+            print(f"{name:18} too few pairs: it takes {1 / float(name.removeprefix('tar_at_far_')):.0f} of strangers")
+        else:
+            print(f"{name:18} not with a single fold")
+    at = "  ".join(f"{score}: {accuracy:.3f}" for score, accuracy in report["balanced_accuracy_at"].items())
+    print(f"balanced_accuracy at score  {at}")
     counts = ", ".join(f"{report[name]} {name}" for name in ("people", "images", "pairs"))
     print(f"{counts}; in brackets 95 % intervals, by resampling people")
 
 
 def command_compare(args: argparse.Namespace) -> int:
+    """One photo against one: a sentence. Against many: a table."""
     model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
-    first, second = embed_photos(model, [args.first, args.second], args.center_crop, args.max_pixels)
+    threshold = verifier.thresholds[args.far] if args.threshold is None else args.threshold
+    reference = embed_photos(model, [args.reference], args.center_crop, args.max_pixels, args.tta)  # (1, D)
+    one = len(args.photos) == 1 and not os.path.isdir(args.photos[0])
+    if one:
+        crops = {args.photos[0]: face_pixels(args.photos[0], model.image_size, args.center_crop, model.color,
+                                             args.max_pixels)}  # fmt: skip
+    else:
+        crops = readable_crops(model, photos_in(args.photos), args)
+    embeddings = embed(model, np.stack(list(crops.values())), tta=args.tta)  # (N, D)
     with torch.inference_mode():
-        score = float(verifier(first, second))
-    threshold = verifier.thresholds[args.far]
-    same = score >= threshold
-    print(f"{'same person' if same else 'different people'}: score {score:.3f}, distance {(first - second).norm():.3f} "
-          f"(same from {threshold:.3f} on, which {float(args.far):.1%} of strangers reach)")  # fmt: skip
-    return 0 if same else 1
+        scores = verifier(reference, embeddings).tolist()
+    distances, cosines = (reference - embeddings).norm(dim=1).tolist(), cosine(reference, embeddings).tolist()
+    rows = [{"photo": str(path), "cosine": similarity, "distance": distance, "score": score, "same": score >= threshold}
+            for path, similarity, distance, score in zip(crops, cosines, distances, scores)]  # fmt: skip
+    if one and not (args.json or args.csv):
+        reached_by = f", which {float(args.far):.1%} of strangers reach" if args.threshold is None else ""
+        print(f"{'same person' if rows[0]['same'] else 'different people'}: score {scores[0]:.3f}, "
+              f"distance {distances[0]:.3f} (same from {threshold:.3f} on{reached_by})")  # fmt: skip
+    else:
+        commands.print_table(rows, args)
+    return 0 if any(row["same"] for row in rows) else 1
+
+
+def command_identify(args: argparse.Namespace) -> int:
+    model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
+    person_of = {photo.path: photo.person for photo in datasets.folder_of_folders(args.gallery)}
+    known = readable_crops(model, list(person_of), args)
+    asked = readable_crops(model, photos_in(args.photos), args)
+    names = [person_of[path] for path in known]
+    gallery, probes = (embed(model, np.stack(list(crops.values())), tta=args.tta) for crops in (known, asked))
+    similarity = verifier if args.by == "score" else cosine
+    threshold = verifier.naming_threshold(len(set(names)), args.by) if args.threshold is None else args.threshold
+    rows = []
+    for path, (name, ranked) in zip(asked, identify(similarity, gallery, names, probes, threshold)):
+        best = [f"{person} {value:.3f}" for person, value in ranked[: args.top]]
+        rows.append({"photo": str(path), "name": name or "Unknown", f"best by {args.by}": ", ".join(best)})
+    commands.print_table(rows, args)
+    return 0
+
+
+def command_visualize(args: argparse.Namespace) -> int:
+    model = load_recogniser(args.recogniser, args.device)
+    person_of = {photo.path: photo.person for photo in datasets.folder_of_folders(args.folder)}
+    crops = readable_crops(model, list(person_of), args)
+    names, faces = [person_of[path] for path in crops], np.stack(list(crops.values()))
+    points = maps.project(embed(model, faces, tta=args.tta).cpu().numpy(), args.method, args.seed)
+    maps.map_png(points, names, args.output / "map.png")
+    maps.map_page(points, names, faces, list(crops), args.output / "map.html")
+    print(f"{len(crops)} photos of {len(set(names))} people: {args.output / 'map.html'}, {args.output / 'map.png'}")
+    return 0
+
+
+def command_export(args: argparse.Namespace) -> int:
+    model = load_recogniser(args.recogniser, "cpu")
+    path = args.output or args.recogniser.with_suffix({"onnx": ".onnx", "torchscript": ".pt"}[args.format])
+    channels, about = 3 if model.color else 1, model.metadata
+    description = export.describe(about["architecture"], channels, model.image_size, model.embedding_size,
+                                  model.normalised, about["crop"])  # fmt: skip
+    export.EXPORTS[args.format](model, path, description, channels, model.image_size)
+    photos = photos_in(args.photos) or [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
+    crops = np.stack([face_pixels(photo, model.image_size, 1.0, model.color) for photo in photos])
+    difference = export.check_export(model, path, unvaried(torch.from_numpy(crops)))
+    print(f"{path}: embeddings of {len(photos)} {'photos' if args.photos else 'drawn faces'} differ from PyTorch's by "
+          f"{difference:.2g} at most.")  # fmt: skip
+    return 0
 
 
 def load_matching_verifier(args: argparse.Namespace) -> Verifier:
@@ -778,21 +1043,29 @@ def load_matching_verifier(args: argparse.Namespace) -> Verifier:
     return verifier
 
 
-def note_other_split(model: Recogniser, faces: datasets.FaceSet) -> None:
-    if model.metadata["data"]["split_digest"] != faces.summary["split_digest"]:
-        print("Note: the recogniser was trained on another set of people. If some of them are among these test people, "
-              "the numbers are too good.", file=sys.stderr)  # fmt: skip
-
-
 # ---------------------------------------------------------------- command line
 
 
 OPTIONS = commands.OPTIONS | {  # of more than one command
-    "--prepared": dict(type=Path, default=PREPARED, metavar="DIR", help=f"prepared faces [{PREPARED}]"),
+    "--prepared": dict(type=Path, metavar="DIR", help=f"prepared faces [{PREPARED}; {PREPARED}-112-color and so on]"),
     "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"[{RECOGNISER}]"),
     "--verifier": dict(type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]"),
+    "--data": dict(type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg, may be repeated, or "
+                   "`synthetic` for drawn faces [the sets under dataset/, else drawn faces]"),
     "--center-crop": dict(type=float, default=1.0, metavar="PART", help="keep this part of width and height [1]"),
+    "--drawn-people": dict(type=commands.number(int, 1), metavar="N", help="draw so many people instead"),
+    "--image-size": dict(type=commands.number(int, 16), metavar="N", help="pixels a side of a crop "
+                         f"[{IMAGE_SIZE}; 112 for other backbones]"),
+    "--color": dict(action=argparse.BooleanOptionalAction, help="crops in colour [only for other backbones]"),
+    "--tta": dict(action="store_true", help="test-time augmentation: the mean over shifted crops, too"),
+    "--far": dict(default="0.01", choices=[str(far) for far in FALSE_ACCEPT_RATES],
+                  help="share of strangers that may be taken for one person [0.01]"),
+    "--threshold": dict(type=float, metavar="SCORE", help="use this one instead of that of the verifier"),
+    "--json": dict(action="store_true", help="JSON on standard output"),
+    "--csv": dict(action="store_true", help="CSV on standard output"),
 }  # fmt: skip
+PREPARING = ("--data", "--center-crop", "--drawn-people", "--image-size", "--color", "--max-pixels")
+USING = ("--recogniser", "--verifier", "--device", "--center-crop", "--max-pixels", "--tta")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -805,36 +1078,59 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub = command("download", command_download, "Get a public data set into dataset/.")
     sub.add_argument("name", choices=[*datasets.KNOWN, "all"])
 
-    sub = command("prepare", command_prepare, "Find photos, cut them to faces, split the people.",
-                  "--prepared", "--center-crop", "--max-pixels", "--seed")  # fmt: skip
-    sub.add_argument("--data", type=Path, action="append", metavar="DIR",
-                     help="DIR/PERSON/photo.jpg, may be repeated [the sets under dataset/, else drawn faces]")
-    sub.add_argument("--drawn-people", type=commands.number(int, 1), metavar="N", help="draw so many people instead")
+    command("prepare", command_prepare, "Find photos, cut them to faces, split the people.",
+            "--prepared", *PREPARING, "--seed")  # fmt: skip
 
-    sub = command("train", command_train, "Train the recogniser.",
-                  "--prepared", "--recogniser", *commands.TRAINING)  # fmt: skip
-    sub.add_argument("--reference", action="store_true", help="the reference method, without additions "
+    sub = command("train", command_train, "Train the recogniser; with --data prepare first.",
+                  "--prepared", "--recogniser", *PREPARING, *commands.TRAINING)  # fmt: skip
+    sub.add_argument("--reference", action="store_true", default=None, help="the reference method, without additions "
                      f"({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
+    sub.add_argument("--loss", default="triplet", choices=sorted(LOSSES), help="[triplet]")
+    sub.add_argument("--scale", type=commands.number(float, 0), help="of the loss [its own]")
+    sub.add_argument("--margin", type=commands.number(float, 0), help="of the loss [its own]")
+    sub.add_argument("--backbone", default="resnet18", metavar="NAME",
+                     help=f"resnet18, {', '.join(backbones.BACKBONES)}, or timm:NAME [resnet18]")  # fmt: skip
+    sub.add_argument("--embedding-size", type=commands.number(int, 1), metavar="N",
+                     help=f"numbers of an embedding [{EMBEDDING_SIZE}; 128 for other backbones]")  # fmt: skip
+    sub.add_argument("--init", metavar="WEIGHTS", help="start from these, of the same backbone and sizes")
+    sub.add_argument("--hard-only", action="store_true", default=None,
+                     help="learn only from triplets that the model gets wrong: a second stage, after --init")
 
     sub = command("train-verify", command_train_verify, "Train the verifier, choose its thresholds.",
-                  "--prepared", "--recogniser", "--verifier", "--seed", "--device", "--precision")  # fmt: skip
+                  "--prepared", "--recogniser", "--verifier", "--tta", "--seed", "--device", "--precision")  # fmt: skip
     sub.add_argument("--epochs", type=commands.number(int, 1), default=20, help="[20]")
 
     sub = command("evaluate", command_evaluate, "Measure on test people, or by the LFW protocol.",
-                  "--prepared", "--recogniser", "--verifier", "--device", "--precision", "--center-crop",
-                  "--max-pixels")  # fmt: skip
+                  "--prepared", *USING, "--precision")  # fmt: skip
     sub.add_argument("--images", type=Path, metavar="DIR", help="DIR/name/name_0001.jpg, for --pairs")
     sub.add_argument("--pairs", type=Path, metavar="FILE", help="pairs.txt of LFW")
     sub.add_argument("--charts", type=Path, default=Path("data/evaluation"), metavar="DIR", help="[data/evaluation]")
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-    sub = command("compare", command_compare, "Do two face crops show one person? Exit status 0: yes, 1: no.",
-                  "--recogniser", "--verifier", "--device", "--center-crop", "--max-pixels")  # fmt: skip
-    sub.add_argument("first", type=Path)
-    sub.add_argument("second", type=Path)
-    sub.add_argument("--far", default="0.01", choices=[str(far) for far in FALSE_ACCEPT_RATES],
-                     help="share of strangers that may be taken for one person [0.01]")  # fmt: skip
-    return parser.parse_args(arguments)
+    sub = command("compare", command_compare, "Does a face crop show the person of others? Exit status 0: yes, of one "
+                  "at least, 1: no.", *USING, "--far", "--threshold", "--json", "--csv")  # fmt: skip
+    sub.add_argument("reference", type=Path, metavar="REFERENCE")
+    sub.add_argument("photos", type=Path, nargs="+", metavar="PATH", help="a photo, or a folder of photos")
+
+    sub = command("identify", command_identify, "Whose face crops are these, among many people, or nobody's?",
+                  *USING, "--threshold", "--json", "--csv")  # fmt: skip
+    sub.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder with one folder of face crops per person")
+    sub.add_argument("photos", type=Path, nargs="+", metavar="PATH", help="a photo, or a folder of photos")
+    sub.add_argument("--top", type=commands.number(int, 1), default=5, metavar="K", help="show so many people [5]")
+    sub.add_argument("--by", default="score", choices=["score", "cosine"], help="the verifier's score or the cosine")
+
+    sub = command("visualize", command_visualize, "Draw a map of the embeddings of people's face crops.",
+                  "--recogniser", "--device", "--center-crop", "--max-pixels", "--tta", "--seed")  # fmt: skip
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="one folder of face crops per person")
+    sub.add_argument("--method", default="tsne", choices=sorted(maps.PROJECTIONS), help="[tsne]")
+    sub.add_argument("--output", type=Path, default=Path("data/map"), metavar="DIR", help="[data/map]")
+
+    sub = command("export", command_export, "Write the recogniser for other software.", "--recogniser")
+    sub.add_argument("--format", default="onnx", choices=sorted(export.EXPORTS), help="[onnx]")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="[beside the weights]")
+    sub.add_argument("--photos", type=Path, nargs="+", default=[], metavar="PATH",
+                     help="face crops to compare the exported model with PyTorch on [drawn faces]")  # fmt: skip
+    return commands.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,7 +30,6 @@ masks; see weights/MODEL_CARD.md.
 import argparse
 import json
 import math
-import os
 import sys
 import unicodedata
 from collections import OrderedDict
@@ -57,7 +56,7 @@ import face_recognition
 from facekit import alignment, charts, commands, detection, drawing, metrics, training
 from facekit.files import InputError, written_whole
 from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, update_gallery
-from facekit.images import MAX_PIXELS, Picture, find_photos, open_photo
+from facekit.images import MAX_PIXELS, Picture, find_photos, open_photo, photos_in
 from facekit.landmarks import with_points
 
 DETECTOR_SIZE = 512  # pixels of a photo's longer side when the detector sees it
@@ -348,18 +347,21 @@ def finish_epoch(course: training.Course, part: Part, precision: str) -> None:
 
 
 def train(photos: detection.PhotoSet, settings: Settings, folder: Path, device: torch.device, precision: str = "auto",
-          minutes: float | None = None, resume: bool = False, dry_run: bool = False) -> training.Course:
+          minutes: float | None = None, resume: bool = False, dry_run: bool = False,
+          events: Path | None = None) -> training.Course:  # fmt: skip
     """Trains on the train photos; the result has the weights with the best AP50 on validation photos.
 
     Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training,
-    with its falling learning rate, into that time. A dry run takes two steps an epoch. After Ctrl-C all is saved
-    and KeyboardInterrupt raised. InputError when the loss is not finite or the checkpoint does not fit.
+    with its falling learning rate, into that time. A dry run takes two steps an epoch. `events` is a folder for
+    TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised. InputError when the loss is not finite or the
+    checkpoint does not fit.
     """
     training.seed_everything(settings.seed)
     model = Detector().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
                                   fused=True)  # fmt: skip
     course = training.Course(model, optimizer, settings, folder)
+    course.events = training.event_writer(events)
     part, validation = Part(photos, "train"), Part(photos, "validation")
     if resume:
         course.load()
@@ -460,9 +462,11 @@ def see_faces(chain: Chain, photos: Sequence[Image.Image]) -> list[list[SeenFace
     boxes, scores = (np.concatenate(each) if photo_of else () for each in zip(*found)) if found else ((), ())
     pictures = [photos[number] for number in photo_of]
     squares = [alignment.box_region(box, face_landmark.IMAGE_SIZE) for box in boxes]
-    landmarks = face_landmark.find_landmarks(chain.landmarker, pictures, squares)  # F times (5, 2)
-    crops = [cut_face(*face, chain.align) for face in zip(pictures, landmarks, boxes)]
-    embeddings = face_recognition.embed(chain.recogniser, np.stack(crops)).cpu().numpy() if crops else ()  # (F, 32)
+    as_reference = {"looks": 3, "frame": alignment.region} if chain.align == "region" else {}
+    landmarks = face_landmark.find_landmarks(chain.landmarker, pictures, squares, **as_reference)  # F times (5, 2)
+    size, color = chain.recogniser.image_size, chain.recogniser.color
+    crops = [cut_face(*face, chain.align, size, color) for face in zip(pictures, landmarks, boxes)]
+    embeddings = face_recognition.embed(chain.recogniser, np.stack(crops)).cpu().numpy() if crops else ()  # (F, D)
     seen: list[list[SeenFace]] = [[] for _ in photos]
     for number, box, score, points, embedding in zip(photo_of, boxes, scores, landmarks, embeddings):
         if not any(same_place(points, face.landmarks) for face in seen[number]):  # the best-scored comes first
@@ -481,14 +485,14 @@ def prominence(face: SeenFace) -> float:
     return float((face.box[2:] - face.box[:2]).prod()) * face.detected
 
 
-def cut_face(photo: Image.Image, landmarks: np.ndarray, box: np.ndarray, align: str) -> np.ndarray:
-    """What the recogniser sees, uint8 (1, 80, 80); the square of the box if the landmarks are no face's."""
-    size = face_recognition.IMAGE_SIZE
+def cut_face(photo: Image.Image, landmarks: np.ndarray, box: np.ndarray, align: str,
+             size: int = face_recognition.IMAGE_SIZE, color: bool = False) -> np.ndarray:  # fmt: skip
+    """What the recogniser sees, uint8 (C, size, size); the square of the box if the landmarks are no face's."""
     try:
         matrix = ALIGNMENTS[align](landmarks, size)
     except InputError:
         matrix = alignment.box_region(box, size, scale=1)
-    return alignment.warp(photo, matrix[None], size)[0]
+    return alignment.warp(photo, matrix[None], size, color)[0]
 
 
 def doubt(box: np.ndarray, landmarks: np.ndarray) -> str:
@@ -506,11 +510,11 @@ def find_candidates(chain: Chain, gallery: Gallery, faces: Sequence[SeenFace]) -
     """For each face the people of its ten nearest gallery faces with the verifier's best score each, best first."""
     if not faces or not gallery.faces:
         return [[] for _ in faces]
-    queries = np.stack([face.embedding for face in faces])  # (F, 32)
+    queries = np.stack([face.embedding for face in faces])  # (F, D)
     nearest, _ = gallery.nearest(queries, NEAREST)  # (F, 10)
     with torch.inference_mode():
         device = next(chain.verifier.parameters()).device
-        known = torch.from_numpy(gallery.embeddings[nearest]).to(device)  # (F, 10, 32)
+        known = torch.from_numpy(gallery.embeddings[nearest]).to(device)  # (F, 10, D)
         scores = chain.verifier(torch.from_numpy(queries).to(device)[:, None], known)  # (F, 10)
     candidates = []
     for rows, row_scores in zip(nearest, scores.tolist()):
@@ -570,16 +574,16 @@ def embed_gallery_photos(chain: Chain, paths: Sequence[Path], folder: Path, cuts
         if face.doubt:
             note = "; ".join(filter(None, [note, f"its face is {face.doubt}, a better photo would help"]))
         results[path] = Face(face.embedding, face.box, face.landmarks, note)
-        write_cut(photo, face, chain.align, cuts / path.relative_to(folder).with_suffix(".png"))
+        write_cut(photo, face, chain, cuts / path.relative_to(folder).with_suffix(".png"))
     return [results[path] for path in paths]
 
 
-def write_cut(photo: Image.Image, face: SeenFace, align: str, path: Path) -> None:
+def write_cut(photo: Image.Image, face: SeenFace, chain: Chain, path: Path) -> None:
     """The face as the recogniser sees it, but twice as large, with its five points."""
-    size = 2 * face_recognition.IMAGE_SIZE
+    size = 2 * chain.recogniser.image_size
     with suppress(InputError):
-        matrix = ALIGNMENTS[align](face.landmarks, size)
-        crop = alignment.warp(photo, matrix[None], size)
+        matrix = ALIGNMENTS[chain.align](face.landmarks, size)
+        crop = alignment.warp(photo, matrix[None], size, chain.recogniser.color)
         points = alignment.transform_points(matrix, face.landmarks)[None]
         with written_whole(path) as temporary:
             Image.fromarray(with_points(crop, points)[0].transpose(1, 2, 0)).save(temporary)
@@ -773,30 +777,35 @@ def command_prepare(args: argparse.Namespace) -> int:
 
 
 def command_train(args: argparse.Namespace) -> int:
-    photos = detection.load_photos(args.prepared)
+    photos, device = detection.load_photos(args.prepared), training.choose_device(args.device)
     settings = commands.choose_settings(Settings(), args)
-    folder = args.prepared / ("dry_run" if args.dry_run else "training")
-    device = training.choose_device(args.device)
     counts = photos.summary["splits"]["train"]
-    print(f"{counts['photos']} photos with {counts['boxes']} faces to learn from, "
-          f"on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
-    try:
-        course = train(photos, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run)
-    except KeyboardInterrupt:
-        print(commands.how_to_go_on())
-        return 130
-    course.model.half().float()  # as it will be saved: the threshold is to fit it
-    validation, test = Part(photos, "validation"), Part(photos, "test")
-    found = {part: detect_all(course.model, [part.picture(i) for i in range(len(part))], args.precision)
-             for part in (validation, test)}  # fmt: skip
-    course.model.threshold = detection.best_threshold(detection.match_photos(found[validation], validation.boxes))
-    report = detection.detection_report(found[test], test.boxes, course.model.threshold)
-    weights = folder / "detection.safetensors" if args.dry_run else args.detector
-    save_detector(weights, course, photos, {f"{name}_test": report[name] for name in
-                                            ("ap50", "ap75", "recall", "false_boxes_per_photo")})  # fmt: skip
-    print_report(report)
-    print(f"Best epoch: {course.best_epoch}. Weights: {weights}; history: {folder / 'history.png'}")
+    with commands.recorded(args, "detection") as folder:
+        print(f"{counts['photos']} photos with {counts['boxes']} faces to learn from, "
+              f"on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
+        try:
+            course = train(photos, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
+                           args.tensorboard)  # fmt: skip
+        except KeyboardInterrupt:
+            print(commands.how_to_go_on())
+            return 130
+        report = choose_threshold(course.model, photos, args.precision)
+        measured = {f"{name}_test": report[name] for name in ("ap50", "ap75", "recall", "false_boxes_per_photo")}
+        for weights in [folder / "detection.safetensors"] + [args.detector] * (not args.dry_run):
+            save_detector(weights, course, photos, measured)
+        print_report(report)
+        print(f"Best epoch: {course.best_epoch}. Weights: {weights}; history: {folder / 'history.png'}")
     return 0
+
+
+def choose_threshold(model: Detector, photos: detection.PhotoSet, precision: str) -> dict:
+    """Sets the score from which on a box counts, by validation photos; what that measures on test photos."""
+    model.half().float()  # as it will be saved: the threshold is to fit it
+    validation, test = Part(photos, "validation"), Part(photos, "test")
+    found = {part: detect_all(model, [part.picture(i) for i in range(len(part))], precision)
+             for part in (validation, test)}  # fmt: skip
+    model.threshold = detection.best_threshold(detection.match_photos(found[validation], validation.boxes))
+    return detection.detection_report(found[test], test.boxes, model.threshold)
 
 
 def command_evaluate(args: argparse.Namespace) -> int:
@@ -893,7 +902,7 @@ def command_recognize(args: argparse.Namespace) -> int:
     chain = load_chain(args)
     gallery = open_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
-    paths = [photo for path in args.paths for photo in (find_photos(path) if os.path.isdir(path) else [path])]
+    paths = photos_in(args.paths)
     if not paths:
         raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     results: list[dict] = []
@@ -1041,7 +1050,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--charts", type=Path, default=Path("data/detection_evaluation"), metavar="DIR",
                      help="[data/detection_evaluation]")
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    return parser.parse_args(arguments)
+    return commands.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

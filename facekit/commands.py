@@ -1,19 +1,23 @@
 """What the command lines of the three scripts have in common."""
 
 import argparse
+import csv
 import glob
+import itertools
+import json
 import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from facekit.files import InputError
+from facekit.files import InputError, written_whole
 from facekit.images import MAX_PIXELS
 
 
@@ -43,11 +47,15 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what argparse is told about them
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="[auto: a GPU where there is one]"),
     "--precision": dict(default="auto", choices=["auto", "float32", "bfloat16"],
                         help="[auto: bfloat16 where it is fast]"),
+    "--name": dict(help="of the run: its folder is outputs/DATE-NAME"),
+    "--config": dict(type=Path, metavar="FILE", help="switches from a YAML file; the command line wins"),
+    "--tensorboard": dict(type=Path, metavar="DIR", help="write events for TensorBoard"),
     "--max-pixels": dict(type=number(int, 1), default=MAX_PIXELS, metavar="N",
                          help=f"refuse larger photos [{MAX_PIXELS}]"),
 }  # fmt: skip
 TRAINING = ("--epochs", "--batch-size", "--learning-rate", "--time-limit", "--resume", "--dry-run", "--seed",
-            "--device", "--precision")  # fmt: skip
+            "--device", "--precision", "--name", "--config", "--tensorboard")  # fmt: skip
+OUTPUTS = Path("outputs")
 
 
 def add_command(subparsers: Any, name: str, run: Callable, about: str, options: dict) -> argparse.ArgumentParser:
@@ -65,10 +73,119 @@ def choose_settings(defaults: Any, args: argparse.Namespace) -> Any:
     return replace(defaults, **given | ({"epochs": 2} if args.dry_run else {}))
 
 
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; what it does not give is taken from the file of --config, where there is one."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    args = parser.parse_args(arguments)
+    if getattr(args, "config", None):
+        try:
+            switches = _switches(args.config, {word.split("=")[0] for word in arguments})
+        except InputError as error:
+            parser.error(str(error))
+        args = parser.parse_args([arguments[0], *switches, *arguments[1:]])
+    return args
+
+
+def _switches(path: Path, given: set[str]) -> list[str]:
+    """{"time_limit": 20, "color": true} -> ["--time-limit=20", "--color"], without those that are given."""
+    try:
+        import yaml
+    except ImportError:
+        raise InputError("--config reads YAML: pip install pyyaml") from None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = {name.replace("_", "-"): value for name, value in content.items()}
+    except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no list of switches, one a line as in `epochs: 20` ({error}).") from None
+    switches = []
+    for name, value in values.items():
+        if f"--{name}" not in given and value is not None:
+            for each in value if isinstance(value, list) else [value]:
+                flag = {True: f"--{name}", False: f"--no-{name}"}
+                switches.append(flag[each] if isinstance(each, bool) else f"--{name}={each}")
+    return switches
+
+
+@contextmanager
+def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
+    """The folder of a training: checkpoint, history, log.txt with what is printed, config.yaml to run it again.
+
+    outputs/DATE-NAME, with -2 and so on where that is there; with --resume the one of this name that was saved last.
+    A dry run has `dry_run` beside the prepared data. InputError when there is nothing to resume.
+    """
+    name = args.name or name
+    if args.dry_run:
+        folder = args.prepared / "dry_run"
+    elif args.resume:
+        folder = _last_run(name)
+    else:
+        dated = OUTPUTS / f"{date.today()}-{name}"
+        folders = (dated if number == 1 else Path(f"{dated}-{number}") for number in itertools.count(1))
+        folder = next(folder for folder in folders if not folder.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / "config.yaml") as temporary:
+        temporary.write_text("".join(f"{switch}: {json.dumps(value)}\n" for switch, value in _given(args)))
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(_Both(sys.stdout, log)):
+        yield folder
+
+
+def _last_run(name: str) -> Path:
+    this_name = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(name)}(-\d+)?")
+    saved = [path for path in OUTPUTS.glob("*/checkpoint.pt") if this_name.fullmatch(path.parent.name)]
+    if not saved:
+        raise InputError(f"There is no training called {name} under {OUTPUTS}/ to resume: leave out --resume.")
+    return max(saved, key=lambda path: path.stat().st_mtime).parent
+
+
+def _given(args: argparse.Namespace) -> list[tuple[str, Any]]:
+    """The switches that make this run, as values of JSON, which is YAML, too."""
+    of_this_call = ("command", "run", "config", "resume", "dry_run")
+    switches = [(name, value) for name, value in vars(args).items() if name not in of_this_call]
+    plain = {name: [str(each) for each in value] if isinstance(value, list) else value for name, value in switches}
+    return [(name, str(value) if isinstance(value, Path) else value) for name, value in plain.items()
+            if value is not None]  # fmt: skip
+
+
+class _Both:
+    """A stream that writes to two."""
+
+    def __init__(self, first: Any, second: Any):
+        self.first, self.second = first, second
+
+    def write(self, text: str) -> int:
+        self.second.write(text)
+        return self.first.write(text)
+
+    def flush(self) -> None:
+        self.first.flush()
+        self.second.flush()
+
+
 def how_to_go_on() -> str:
     """The sentence after Ctrl-C."""
     again = [word for word in sys.argv if word != "--resume"]
     return f"\nStopped and saved. To go on: python3 {shlex.join(again)} --resume"
+
+
+def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Rows of the same keys as aligned columns, or as --json or --csv."""
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False))
+    elif args.csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        cells = [list(rows[0])] + [[_shown(value) for value in row.values()] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        for line in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def ask_for_photos(answer: Callable[[Path], None]) -> int:

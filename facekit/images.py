@@ -235,6 +235,11 @@ def find_photos(folder: str | Path) -> list[Path]:
     return [Path(photo) for photo in sorted(photos, key=_natural_order)]
 
 
+def photos_in(paths: Sequence[str | Path]) -> list[Path]:
+    """The photos that are named, and all below the folders that are named. InputError as in find_photos."""
+    return [photo for path in paths for photo in (find_photos(path) if os.path.isdir(path) else [Path(path)])]
+
+
 def _natural_order(path: str) -> tuple[list[int | str], str]:
     """Digits compare as numbers, letters without case; the path itself decides between equals."""
     pieces = re.split(r"(\d+)", path.casefold())  # text, digits, text, ...

@@ -279,10 +279,10 @@ def normalised_errors(errors: np.ndarray, marked: np.ndarray) -> np.ndarray:
 
 
 def with_points(pictures: np.ndarray, *point_sets: np.ndarray, scale: int = 1) -> np.ndarray:
-    """Grey pictures (N, 1, H, W) uint8 -> colour (N, 3, H, W) with dots: the first points green, further ones red."""
+    """Pictures (N, C, H, W) uint8, C 1 or 3 -> RGB (N, 3, H, W) with dots: the first points green, further ones red."""
     drawn = []
     for number, picture in enumerate(pictures):
-        image = Image.fromarray(picture[0]).convert("RGB")
+        image = Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)).convert("RGB")
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(image)
         for points, colour in zip(point_sets, ("#30e060", "#ff4040")):

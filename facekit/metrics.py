@@ -14,7 +14,7 @@ import numpy as np
 
 from facekit.files import InputError
 
-REPORTED_FARS = (0.01, 0.001)
+REPORTED_FARS = (0.01, 0.001, 0.0001)
 
 # ---- verification ----------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ def step_generators(*seeds: int) -> tuple[np.random.Generator, torch.Generator]:
     """
     numpy_generator = np.random.default_rng(seeds)
     torch_generator = torch.Generator().manual_seed(int(numpy_generator.integers(2**62)))
+    torch.manual_seed(int(torch_generator.initial_seed()))  # for what takes no generator: dropout, random margins
     return numpy_generator, torch_generator
 
 
@@ -97,7 +98,7 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -
 def read_weights(path: str | Path, *architectures: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors, as float32, and the metadata of a file that `save_weights` wrote.
 
-    InputError when it is missing or damaged, or when its metadata name none of the architectures.
+    InputError when it is missing or damaged, or when its architecture has none of these names, or beginnings of names.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,8 +108,8 @@ def read_weights(path: str | Path, *architectures: str) -> tuple[dict[str, torch
         raise InputError(f"{path} is missing: train it first, or get the published weights.") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is not a weights file of this project ({error}): train it again.") from None
-    found = metadata.get("architecture", "something else")
-    if found not in architectures:
+    found = str(metadata.get("architecture", "something else"))
+    if not found.startswith(architectures):
         raise InputError(f"{path} holds {found}, not {' or '.join(architectures)}: name the right file.")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, metadata
 
@@ -179,6 +180,7 @@ class Course:
         self.best_score, self.best_epoch, self.best_weights = -math.inf, 0, {}
         self.history: list[dict[str, Any]] = []
         self.losses = 0.0  # sum over the present epoch
+        self.events: Any = None  # a SummaryWriter of TensorBoard, to watch the training there
 
     @property
     def done(self) -> float:
@@ -223,6 +225,8 @@ class Course:
         row = {"epoch": self.epoch, "loss": self.losses / max(1, self.step)} | row | {"minutes": self.seconds / 60}
         self.history.append({name: _rounded(value) for name, value in row.items()})
         print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.history[-1].items()), flush=True)
+        for name, value in row.items() if self.events else ():
+            self.events.add_scalar(name, value, self.epoch)
         self.epoch, self.step, self.losses, self.plan = self.epoch + 1, 0, 0.0, []
         self.save()
         write_history(self.folder / "history.csv", self.history)
@@ -253,6 +257,17 @@ class Course:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in self.SAVED:
             setattr(self, name, state[name])
+
+
+def event_writer(folder: Path | None) -> Any:
+    """A writer of events that `tensorboard --logdir FOLDER` shows; None without a folder."""
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs the package of this name: pip install tensorboard") from None
+    return SummaryWriter(folder)
 
 
 def warm_cosine(done: float) -> float:

@@ -16,6 +16,7 @@ import unicodedata
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ class OneNumber(nn.Module):
 class GreyLevel(OneNumber):
     """Embeds a crop by the grey level at its middle, in the first of the 32 numbers. Keeps what it has seen."""
 
+    image_size, color, embedding_size, normalised = 80, False, 32, False
+
     def __init__(self):
         super().__init__()
         self.seen: list[Tensor] = []
@@ -78,7 +81,7 @@ def make_verifier() -> face_recognition.Verifier:
     with torch.no_grad():
         verifier.linear.weight.fill_(-1.0)
         verifier.linear.bias.fill_(4.0)
-    verifier.naming_thresholds, verifier.thresholds = {1: 0.5}, {"0.1": 0.3, "0.01": 0.6, "0.001": 0.97}
+    verifier.naming_thresholds, verifier.thresholds = {"score": {1: 0.5}}, {"0.1": 0.3, "0.01": 0.6, "0.001": 0.97}
     return verifier.eval()
 
 
@@ -100,7 +103,8 @@ def find_rectangles(model: nn.Module, photos: list[Image.Image], **options) -> l
     return found
 
 
-def template_in_box(model: nn.Module, photos: list[Image.Image], squares: list[np.ndarray]) -> list[np.ndarray]:
+def template_in_box(model: nn.Module, photos: list[Image.Image], squares: list[np.ndarray],
+                    **how: object) -> list[np.ndarray]:  # fmt: skip
     """In place of find_landmarks: the points lie so in the face's box that the aligned crop is the box."""
     results = []
     for photo, square in zip(photos, squares):
@@ -301,6 +305,21 @@ def test_region_is_another_crop(chain: fr.Chain):
     photo, points = draw_photo(ADA), 10 + 48 * alignment.TEMPLATE
     expected = alignment.warp(photo, alignment.region(points, 80)[None], 80)[0]
     np.testing.assert_array_equal(fr.cut_face(photo, points, np.array([10, 10, 58, 58]), "region"), expected)
+
+
+def test_the_region_of_the_reference_is_refined_three_times(chain: fr.Chain, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def recorded(*arguments: object, **how: object) -> list[np.ndarray]:
+        asked.append(how)
+        return template_in_box(*arguments)
+
+    monkeypatch.setattr(face_landmark, "find_landmarks", recorded)
+    photo = Image.new("RGB", (120, 90))
+    photo.paste((150, 150, 150), (20, 20, 68, 68))
+    for align in ("similarity", "region"):
+        fr.see_faces(replace(chain, align=align), [photo])
+    assert asked == [{}, {"looks": 3, "frame": alignment.region}]
 
 
 @pytest.mark.parametrize("align", list(fr.ALIGNMENTS))

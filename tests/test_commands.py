@@ -1,9 +1,15 @@
 """What the command lines have in common: options, settings, exit status."""
 
 import argparse
+import csv
+import io
+import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +122,85 @@ def test_a_command_that_cannot_go_on_says_so_without_a_traceback(capsys, error: 
 def test_a_fault_of_the_program_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         commands.run(argparse.Namespace(run=lambda args: 1 // 0))
+
+
+# ---------------------------------------------------------------- the folder of a run, and switches from a file
+
+
+def run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    options = {name: commands.OPTIONS[name] for name in commands.TRAINING} | {
+        "--prepared": dict(type=Path, default=Path("prepared")), "--color": dict(action=argparse.BooleanOptionalAction),
+        "--data": dict(type=Path, action="append"), "--loss": dict(default="triplet"),
+    }  # fmt: skip
+    commands.add_command(parser.add_subparsers(dest="command"), "train", print, "Trains.", options)
+    return parser
+
+
+def parse_run(*words: str) -> argparse.Namespace:
+    return commands.parse(run_parser(), ["train", *words])
+
+
+def test_switches_come_from_a_file_but_the_command_line_wins(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("epochs: 7\ntime_limit: 2.5\nseed: 3   # a comment\ncolor: false\ndata: [a, b]\nloss: arcface\n")
+    args = parse_run("--config", str(file), "--seed", "9", "--loss=cosface")
+    assert (args.epochs, args.time_limit, args.seed, args.color, args.loss) == (7, 2.5, 9, False, "cosface")
+    assert args.data == [Path("a"), Path("b")]
+    assert parse_run("--config", str(file), "--data", "mine", "--color").data == [Path("mine")]
+    assert parse_run("--seed", "9").epochs is None
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "run.yaml is no list of switches"), ("epochs: [", "run.yaml is no list of switches"),
+    ("just words", "run.yaml is no list of switches"), ("epoch_count: 5", "unrecognized arguments: --epoch-count=5"),
+    ("epochs: many", "many is not a whole number"),
+])  # fmt: skip
+def test_what_is_wrong_in_the_file_is_said(tmp_path: Path, content: str | None, message: str, capsys):
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        parse_run("--config", str(file))
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_run_is_recorded_and_its_file_runs_it_again(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = parse_run("--epochs", "3", "--no-color", "--data", "some", "--time-limit", "0.5")
+    with commands.recorded(args, "triplet-resnet18") as folder:
+        print("epoch 1")
+    assert folder == Path("outputs") / f"{date.today()}-triplet-resnet18"
+    assert (folder / "log.txt").read_text() == capsys.readouterr().out == "epoch 1\n"
+    again = parse_run("--config", str(folder / "config.yaml"))
+    assert vars(again) == vars(args) | {"config": folder / "config.yaml"}
+
+
+def test_each_run_has_its_own_folder_and_resume_finds_the_last(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for when, name in enumerate(["one", "one", "two", "one-2x"]):
+        with commands.recorded(parse_run("--name", name), "unused") as folder:
+            (folder / "checkpoint.pt").touch()
+            os.utime(folder / "checkpoint.pt", (when, when))
+        folders.append(folder)
+    assert len(set(folders)) == 4 and folders[1].name == f"{date.today()}-one-2"
+    with commands.recorded(parse_run("--resume"), "one") as folder:
+        assert folder == folders[1]
+    with pytest.raises(InputError, match="no training called three"), commands.recorded(parse_run("--resume"), "three"):
+        pass
+    with commands.recorded(parse_run("--dry-run"), "one") as folder:
+        assert folder == Path("prepared/dry_run")
+
+
+ROWS = [{"photo": "a.jpg", "score": 0.12345, "same": True}, {"photo": "longer, name.jpg", "score": 1.0, "same": False}]
+
+
+def test_tables_for_people_and_programs(capsys: pytest.CaptureFixture):
+    commands.print_table(ROWS, argparse.Namespace(json=False, csv=False))
+    assert capsys.readouterr().out.splitlines() == [
+        "photo             score  same", "a.jpg             0.123  yes", "longer, name.jpg  1.000  no"]  # fmt: skip
+    commands.print_table(ROWS, argparse.Namespace(json=True, csv=False))
+    assert json.loads(capsys.readouterr().out) == ROWS
+    commands.print_table(ROWS, argparse.Namespace(json=False, csv=True))
+    assert list(csv.DictReader(io.StringIO(capsys.readouterr().out)))[1]["photo"] == "longer, name.jpg"

@@ -506,6 +506,7 @@ def trained(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     weights = tmp_path_factory.mktemp("weights") / "detection.safetensors"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         small(patch)
+        patch.chdir(weights.parent)
         patch.setattr(fr, "Settings", partial(fr.Settings, epochs=2, epoch_photos=160, batch_size=4))
         status = fr.main(["train", "--prepared", str(packed), "--detector", str(weights), "--device", "cpu"])
     assert status == 0
@@ -523,7 +524,8 @@ def test_a_short_training_finds_drawn_faces(trained: tuple[Path, str], packed: P
     ap50 = detection.average_precision(detection.match_photos(found, part.boxes[:20]))
     assert ap50 > 0.3, ap50
     assert "AP50" in printed and "history.png" in printed
-    history = list(csv.DictReader((packed / "training" / "history.csv").open()))
+    (folder,) = weights.parent.glob("outputs/*-detection")
+    history = list(csv.DictReader((folder / "history.csv").open()))
     assert [row["epoch"] for row in history] == ["1", "2"]
 
 

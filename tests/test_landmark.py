@@ -339,8 +339,9 @@ def test_points_that_are_no_face_do_not_end_the_search(points: Sequence):
 
 def test_a_second_look_at_no_face_is_at_the_same_square():
     square = alignment.box_region((10, 10, 50, 50), 96)
-    assert fl.next_square(np.zeros((5, 2)), square) is square
-    np.testing.assert_array_equal(fl.next_square(FACE * 50, square), alignment.similarity(FACE * 50, 96))
+    assert fl.next_square(np.zeros((5, 2)), square, alignment.similarity) is square
+    for frame in (alignment.similarity, alignment.region):
+        np.testing.assert_array_equal(fl.next_square(FACE * 50, square, frame), frame(FACE * 50, 96))
 
 
 def test_faces_are_found_by_their_boxes_together_as_one_by_one(tmp_path: Path):
@@ -663,7 +664,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["evaluate"], ["detect", "photo.jpg"], ["train", "--resume"]])
+@pytest.mark.parametrize("arguments", [["train"], ["evaluate"], ["detect", "photo.jpg"]])
 def test_what_is_missing_is_named(workplace: Path, arguments: list[str], capsys: pytest.CaptureFixture):
     assert fl.main([*arguments, "--device", "cpu"]) == 2
     assert re.fullmatch(r"error: \S+ is missing: .*\n", capsys.readouterr().err)
@@ -713,7 +714,8 @@ def test_time_limit_ends_a_training_at_a_low_learning_rate(prepared: Path, toy, 
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(quarters) / 4))
     arguments = ["--epochs", "1000", "--time-limit", "0.1", "--device", "cpu", "--learning-rate", "1e-3"]
     assert fl.main(["train", "--batch-size", "8", *arguments]) == 0
-    last = training.load_checkpoint(fl.PREPARED / "training" / "checkpoint.pt", CPU)
+    (checkpoint,) = prepared.glob("outputs/*-landmark/checkpoint.pt")
+    last = training.load_checkpoint(checkpoint, CPU)
     assert 1 <= len(last["history"]) < 10
     assert 1e-5 <= last["optimizer"]["param_groups"][0]["lr"] < 3e-5
 

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from datetime import date
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ from facekit.images import face_pixels
 
 SCRIPT = Path(fr.__file__)
 CPU = torch.device("cpu")
-COMMANDS = ("download", "prepare", "train", "train-verify", "evaluate", "compare")
+COMMANDS = ("download", "prepare", "train", "train-verify", "evaluate", "compare", "identify", "visualize", "export")
 INTERVALS = ("one_of_eleven", "balanced_accuracy", "accuracy", "roc_auc", "eer", "tar_at_far_0.01",
              "tar_at_far_0.001", "recall_at_1", "r_precision", "map_at_r")  # fmt: skip
 
@@ -78,6 +79,8 @@ def random_unit(*shape: int, seed: int = 0) -> Tensor:
 class SeesFaces(nn.Module):
     """A recogniser of one matrix that keeps the faces it was given."""
 
+    image_size, color, embedding_size, normalised = 80, False, 32, False
+
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(6400, 32, generator=torch.Generator().manual_seed(0)) / 80)
@@ -86,6 +89,8 @@ class SeesFaces(nn.Module):
     def forward(self, faces: Tensor) -> Tensor:
         self.seen.append(faces)
         return faces.flatten(1) @ self.weight
+
+    raw = forward
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -467,16 +472,105 @@ def test_reference_step_embeds_each_image_once_and_gives_the_loss_of_the_definit
     torch.testing.assert_close(course.memory, now)
 
 
-def test_smooth_step_embeds_each_image_once_and_remembers_it():
+def test_batch_step_embeds_each_image_once_and_remembers_it():
     course = toy_course([4] * 6)
     course.model, course.epoch = SeesFaces(), 5
     rows = torch.tensor([20, 3, 1, 22, 9])
-    loss, right = fr.smooth_step(course, rows, torch.Generator().manual_seed(0))
+    loss, right = fr.batch_step(course, rows, torch.Generator().manual_seed(0))
     (seen,) = course.model.seen
     assert torch.equal(seen, fr.augment(course.people.images[rows], torch.Generator().manual_seed(0)))
-    assert torch.equal(course.memory[rows], (seen.flatten(1) @ course.model.weight).detach())
+    embeddings = (seen.flatten(1) @ course.model.weight).detach()
+    torch.testing.assert_close(course.memory[rows], embeddings / embeddings.norm(dim=1, keepdim=True))
     assert torch.nonzero(course.memory_epoch == 5).flatten().tolist() == [1, 3, 9, 20, 22]
     assert loss.requires_grad and right.shape == (5,) and right.dtype == torch.bool
+
+
+def test_in_use_an_embedding_is_of_the_face_and_its_mirror_image():
+    faces = torch.rand(2, 1, 80, 80)
+    model = fr.Recogniser().eval()
+    face, mirrored = F.normalize(model.raw(faces), dim=1), F.normalize(model.raw(faces.flip(3)), dim=1)
+    torch.testing.assert_close(model(faces), F.normalize(face + mirrored, dim=1))
+    torch.testing.assert_close(model(faces), model(faces.flip(3)))
+    assert (face - mirrored).abs().max() > 1e-3
+    plain = fr.Recogniser(normalised=False).eval()
+    torch.testing.assert_close(plain(faces), plain.raw(faces))
+
+
+def test_test_time_augmentation_is_the_mean_over_shifted_faces():
+    images = torch.zeros(1, 1, 80, 80, dtype=torch.uint8)
+    images[:, :, 40, 40] = 255
+    views = fr.shifted(fr.unvaried(images))
+    bright = [tuple(torch.nonzero(view[0, 0])[0].tolist()) for view in views]
+    assert sorted(bright) == [(38, 40), (40, 38), (40, 40), (40, 42), (42, 40)]
+    assert all(view.shape == (1, 1, 80, 80) for view in views)
+    model = SeesFaces()
+    expected = torch.stack([model(view) for view in views]).mean(0)
+    torch.testing.assert_close(fr.embed(model, images, tta=True), expected.detach())
+    torch.testing.assert_close(fr.embed(model, images), model(views[0]).detach())
+
+
+@pytest.mark.parametrize("loss", sorted(fr.LOSSES))
+def test_every_loss_learns_and_is_resumed_as_if_never_stopped(loss: str, tmp_path: Path, monkeypatch):
+    """Noise can be learnt by heart: the loss falls. The class centres are saved, too."""
+    choices = replace(fr.Settings(), epochs=12, batch_size=12, loss=loss, learning_rate=0.01)
+    if loss != "triplet":
+        choices = replace(choices, scale=None, margin=None)
+    monkeypatch.setattr(fr, "resnet18", toy_resnet)
+    faces = toy_faces([4] * 4 + [1], validation=[3] * 3)
+    expected = fr.train(faces, choices, tmp_path / "whole", CPU, "float32")
+    losses = [row["loss"] for row in expected.history]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            fr.train(faces, choices, tmp_path / "stopped", CPU, "float32")
+    resumed = fr.train(faces, choices, tmp_path / "stopped", CPU, "float32", resume=True)
+    assert without_minutes(resumed.history) == without_minutes(expected.history)
+    assert_same_weights(resumed.loss, expected.loss)
+
+
+def test_losses_with_centres_have_one_for_each_person_with_two_photos():
+    course = toy_course([4, 1, 2, 3], loss="cosface", scale=None, margin=None)
+    assert course.loss.centres.shape == (3, 32)
+    assert course.class_of.tolist() == [0, -1, 1, 2]
+    before = course.loss.centres.detach().clone()
+    fr.train_step(course, torch.arange(4))
+    assert not torch.equal(course.loss.centres, before)
+
+
+def test_hard_only_counts_what_is_wrong():
+    a, b, c = torch.tensor([[0.0, 0], [9, 0]]), torch.tensor([[2.0, 0], [9, 1]]), torch.tensor([[1.0, 0], [5, 0]])
+    negatives = torch.stack([c, c + 7], dim=1)
+    # Only the first triplet is wrong: the positive is 4 away, its nearest negative 1; by the margin 0.2.
+    assert float(fr.triplet_loss(a, b, negatives, hard_only=True)) == pytest.approx((4 - 1 + 0.2) / 2)
+    embeddings, people = random_unit(12, 8), torch.arange(3).repeat_interleave(4)
+    cosines, expected = embeddings @ embeddings.T, []
+    for i in range(12):
+        strangers = [float(cosines[i, j]) for j in range(12) if people[j] != people[i]]
+        wrong = [float(cosines[i, j]) for j in range(12)
+                 if j != i and people[j] == people[i] and cosines[i, j] < max(strangers)]  # fmt: skip
+        if wrong:
+            expected.append(np.mean([math.log1p(sum(math.exp(16 * (c - near + 0.1)) for c in strangers))
+                                     for near in wrong]))  # fmt: skip
+    assert 0 < len(expected) <= 12
+    assert float(fr.smooth_triplet_loss(embeddings, people, 16.0, 0.1, hard_only=True)) == pytest.approx(
+        np.mean(expected))
+    told_apart = F.one_hot(people).double().requires_grad_()
+    loss = fr.smooth_triplet_loss(told_apart, people, 16.0, 0.1, hard_only=True)
+    loss.backward()
+    assert float(loss) == 0 and not told_apart.grad.any()
+
+
+def test_the_hardest_triplets_are_those_of_a_plain_search():
+    embeddings, people = random_unit(20, 4), torch.arange(5).repeat_interleave(4)
+    found = []
+    for a in range(20):
+        near = {j: float((embeddings[a] - embeddings[j]).norm()) for j in range(20) if j != a}
+        positive = max((j for j in near if people[j] == people[a]), key=near.get)
+        negative = min((j for j in near if people[j] != people[a]), key=near.get)
+        found.append((near[positive] - near[negative], [a, positive, negative]))
+    expected = [triplet for _, triplet in sorted(found, reverse=True)[:6]]
+    assert fr.hardest_triplets(embeddings, people, 6).tolist() == expected
 
 
 def test_one_of_eleven_in_a_batch():
@@ -607,12 +701,12 @@ def test_naming_thresholds_hold_strangers_to_the_share_and_grow_with_the_gallery
     embeddings = F.normalize(torch.from_numpy(told).float(), dim=1)
     verifier = fr.train_verifier(embeddings, part)
     thresholds = fr.choose_naming_thresholds(verifier, embeddings, part, share=0.1)
-    verifier.naming_thresholds = {int(size): value for size, value in thresholds.items()}
-    assert list(verifier.naming_thresholds) == [1, 3, 10, 30]
-    assert sorted(verifier.naming_thresholds.values()) == list(verifier.naming_thresholds.values())
-    assert verifier.naming_threshold(0) == verifier.naming_thresholds[1]
-    assert verifier.naming_threshold(10**6) == verifier.naming_thresholds[30]
-    assert verifier.naming_thresholds[3] < verifier.naming_threshold(5) < verifier.naming_thresholds[10]
+    chosen = {int(size): value for size, value in thresholds.items()}
+    verifier.naming_thresholds = {"score": chosen, "cosine": {1: 0.2, 100: 0.6}}
+    assert list(chosen) == [1, 3, 10, 30] and sorted(chosen.values()) == list(chosen.values())
+    assert verifier.naming_threshold(0) == chosen[1] and verifier.naming_threshold(10**6) == chosen[30]
+    assert chosen[3] < verifier.naming_threshold(5) < chosen[10]
+    assert verifier.naming_threshold(10, "cosine") == pytest.approx(0.4)
 
     named = []  # counted plainly, for the first 10 people enrolled with all their photos
     enrolled = [row for row in range(len(told)) if part.people[row] < 10]
@@ -620,7 +714,7 @@ def test_naming_thresholds_hold_strangers_to_the_share_and_grow_with_the_gallery
         if part.people[row] >= 10:
             with torch.inference_mode():
                 scores = verifier(embeddings[row], embeddings[enrolled])
-            named.append(float(scores.max()) >= verifier.naming_thresholds[10])
+            named.append(float(scores.max()) >= chosen[10])
     assert 0.02 < np.mean(named) < 0.25  # 0.1, but for these ten people and not on average
 
 
@@ -645,12 +739,12 @@ def test_patience_ends_after_20_epochs_without_a_good_one(accuracies: list[float
 def test_training_stops_early_and_gives_the_best_weights(toy_backbone, tmp_path: Path, monkeypatch):
     accuracies, weights = iter([0.5, 0.9, 0.4, 0.4, 0.4]), []
 
-    def measured(model: nn.Module, *_: object) -> float:
+    def embed(model: nn.Module, *_: object) -> None:
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
-        return next(accuracies)
 
     monkeypatch.setattr(fr, "PATIENCE", 2)
-    monkeypatch.setattr(fr, "one_of_eleven", measured)
+    monkeypatch.setattr(fr, "embed", embed)
+    monkeypatch.setattr(fr, "one_of_eleven", lambda *_: next(accuracies))
     choices = replace(fr.Settings(), epochs=9, batch_size=9)
     course = fr.train(toy_faces([4] * 4, [2] * 2), choices, tmp_path, CPU, "float32", dry_run=True)
     assert [row["epoch"] for row in course.history] == [1, 2, 3, 4]
@@ -754,7 +848,8 @@ def test_a_small_training_recognises_drawn_people_it_has_never_seen(faces: FaceS
     """The validation people only chose the epoch; they count, too, as four test people are few."""
     course, _ = trained
     unseen = replace(faces, split=np.where(faces.split == "train", "train", "test"))
-    accuracy = fr.one_of_eleven(course.model, fr.Part(unseen, "test", CPU))
+    part = fr.Part(unseen, "test", CPU)
+    accuracy = fr.one_of_eleven(fr.embed(course.model, part.images), part.people)
     print(f"1 of 11: {accuracy:.3f}")
     assert accuracy > 0.55  # chance: 0.09; untrained models, as the drawn people differ much: 0.38 to 0.50
 
@@ -904,6 +999,7 @@ def test_dry_run_goes_all_the_way_but_touches_no_weights(workplace: Path, toy_ba
     assert model.metadata["settings"]["batch_size"] == int(arguments[-1])
     assert not (workplace / "weights").exists()
     assert {path.name for path in (workplace / "data" / "recognition").iterdir() if path.is_dir()} == {"dry_run"}
+    assert not (workplace / "outputs").exists()
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytest.CaptureFixture):
@@ -924,8 +1020,11 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytes
     assert fr.main([*arguments, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "epoch 1  loss" not in out and "epoch 2  loss" in out and "best epoch: " in out
-    history = (workplace / "data" / "recognition" / "training" / "history.csv").read_text().splitlines()
-    assert len(history) == 1 + 2
+    (run,) = (workplace / "outputs").iterdir()
+    assert run.name == f"{date.today()}-triplet-resnet18"
+    assert len((run / "history.csv").read_text().splitlines()) == 1 + 2
+    assert "epoch 1  loss" in (run / "log.txt").read_text() and "epoch 2  loss" in (run / "log.txt").read_text()
+    assert (run / "recognition.safetensors").read_bytes() == Path("mine.safetensors").read_bytes()
     metadata = fr.load_recogniser("mine.safetensors", "cpu").metadata
     assert metadata["settings"]["epochs"] == 2 and metadata["settings"]["seed"] == 0
     assert metadata["crop"] == {"size": 80, "color": False, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]}
@@ -939,7 +1038,8 @@ def test_time_limit_ends_a_training_at_a_low_learning_rate(workplace: Path, toy_
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(quarters) / 4))
     arguments = ["--epochs", "1000", "--time-limit", "0.1", "--device", "cpu", "--recogniser", "mine.safetensors"]
     assert fr.main(["train", "--batch-size", "16", *arguments]) == 0
-    last = training.load_checkpoint(workplace / "data" / "recognition" / "training" / "checkpoint.pt", CPU)
+    (checkpoint,) = workplace.glob("outputs/*/checkpoint.pt")
+    last = training.load_checkpoint(checkpoint, CPU)
     assert 1 <= len(last["history"]) < 10
     assert 1e-5 <= last["optimizer"]["param_groups"][0]["lr"] < 3e-5
 
@@ -961,6 +1061,8 @@ def test_evaluate_prints_one_json_object(workplace_with_weights: Path, capsys: p
     report = json.loads(capsys.readouterr().out)
     assert {*INTERVALS, *(f"{name}_interval" for name in INTERVALS), "people", "pairs"} <= set(report)
     assert (report["people"], report["images"], report["pairs"]) == (4, 24, 80)
+    assert list(report["balanced_accuracy_at"]) == [f"0.{tenth}" for tenth in range(1, 10)]
+    assert report["balanced_accuracy_at"]["0.5"] == report["balanced_accuracy"]
     for name in set(INTERVALS) - {"tar_at_far_0.01", "tar_at_far_0.001"}:  # not measurable with 40 pairs of strangers
         low, high = report[f"{name}_interval"]
         assert 0 <= low <= high <= 1 and 0 <= report[name] <= 1
@@ -975,6 +1077,7 @@ def test_evaluate_prints_a_line_a_metric_for_people(workplace_with_weights: Path
     assert {line.split()[0] for line in lines} >= set(INTERVALS)
     assert all("[" in line and "]" in line for line in lines if line.startswith(("one_of_eleven", "roc_auc")))
     assert any(line.startswith("4 people, 24 images, 80 pairs") for line in lines)
+    assert "tar_at_far_0.0001  too few pairs: it takes 10000 of strangers" in lines
     assert (workplace_with_weights / "data" / "evaluation" / "roc.png").exists()
 
 
@@ -1024,6 +1127,96 @@ def test_compare_says_same_or_different(prepared: Path, faces: FaceSet, workplac
     assert f"same from {verifier.thresholds['0.1']:.3f} on, which 10.0% of strangers reach" in out
 
 
+def test_compare_with_a_folder_is_a_table(prepared: Path, workplace_with_weights: Path, capsys):
+    reference, folder = drawn_photo(prepared, 1, 1), drawn_photo(prepared, 1, 1).parent
+    stranger = drawn_photo(prepared, 2, 1)
+    (workplace_with_weights / "bad.jpg").write_text("no photo")
+    arguments = ["compare", str(reference), str(folder), str(stranger), "bad.jpg", "--device", "cpu"]
+    assert fr.main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)
+    assert err.startswith("skipped: bad.jpg") and len(rows) == 7
+    assert [row["photo"] for row in rows] == [*map(str, sorted(folder.iterdir())), str(stranger)]
+    same = next(row for row in rows if row["photo"] == str(reference))
+    assert same["cosine"] == pytest.approx(1, abs=1e-5) and same["distance"] == pytest.approx(0, abs=1e-3)
+    verifier = fr.load_verifier(device="cpu")
+    assert all(row["same"] is (row["score"] >= verifier.thresholds["0.01"]) for row in rows)
+    assert all(row["distance"] ** 2 == pytest.approx(2 - 2 * row["cosine"], abs=1e-4) for row in rows)
+    assert fr.main([*arguments, "--threshold", "1.1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["photo", "cosine", "distance", "score", "same"] and len(lines) == 8
+    assert all(line.endswith("no") for line in lines[1:])
+
+
+@pytest.mark.parametrize("by", ["score", "cosine"])
+def test_identify_names_the_enrolled_and_no_stranger(prepared: Path, workplace_with_weights: Path, capsys, by: str):
+    for person in (1, 2, 3):
+        shutil.copytree(drawn_photo(prepared, person, 1).parent, f"gallery/Person {person}")
+    known, stranger = drawn_photo(prepared, 2, 1), drawn_photo(prepared, 7, 1)
+    arguments = ["identify", "gallery", str(known), str(stranger), "--by", by, "--device", "cpu", "--json"]
+    assert fr.main([*arguments, "--threshold", "0.999" if by == "cosine" else "0.0", "--top", "2"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["name"] == "person 2"
+    assert rows[0][f"best by {by}"].startswith("person 2 ") and rows[0][f"best by {by}"].count("person") == 2
+    assert fr.main([*arguments, "--threshold", "1.1"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["Unknown", "Unknown"]
+
+
+def test_identify_ranks_people_by_their_best_photo():
+    gallery, names = random_unit(30, 32).float(), list("abc") * 10
+    probe = gallery[4] + 0.01
+    (name, ranked), (nobody, _) = fr.identify(fr.cosine, gallery, names, torch.stack([probe, -probe]), threshold=0.9)
+    best = {n: max(float(F.cosine_similarity(probe, gallery[i], dim=0)) for i in range(30) if names[i] == n)
+            for n in "abc"}  # fmt: skip
+    assert name == "b" and nobody is None
+    assert dict(ranked) == pytest.approx(best) and [n for n, _ in ranked] == sorted(best, key=best.get, reverse=True)
+
+
+def test_visualize_draws_a_map(prepared: Path, workplace_with_weights: Path, capsys: pytest.CaptureFixture):
+    pytest.importorskip("plotly")
+    for person in (1, 2):
+        shutil.copytree(drawn_photo(prepared, person, 1).parent, f"people/Person {person}")
+    assert fr.main(["visualize", "people", "--method", "pca", "--output", "map", "--device", "cpu"]) == 0
+    assert "12 photos of 2 people: map/map.html, map/map.png" in capsys.readouterr().out
+    assert "person 1" in Path("map/map.html").read_text(encoding="utf-8") and Image.open("map/map.png").width > 300
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_export_agrees_with_pytorch(workplace_with_weights: Path, capsys: pytest.CaptureFixture, form: str):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    assert fr.main(["export", "--format", form, "--output", f"model.{form}"]) == 0
+    said = capsys.readouterr().out
+    difference = float(said.split("PyTorch's by ")[1].split()[0])
+    assert said.startswith(f"model.{form}: embeddings of 32 drawn faces") and 0 < difference < 1e-4
+
+
+def test_another_backbone_goes_through_all_commands(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    """Its crops, larger and in colour, are stored in the weights and obeyed by the commands that follow."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--data", "synthetic", "--drawn-people", "40", "--image-size", "48", "--embedding-size", "16"]
+    training_on = ["train", *arguments, "--backbone", "mobilefacenet", "--loss", "arcface", "--epochs", "1"]
+    assert fr.main([*training_on, "--batch-size", "32", "--device", "cpu", "--tensorboard", "events"]) == 0
+    assert "drawing 40 people" in capsys.readouterr().out
+    assert datasets.load_faces("data/recognition-synthetic-48-color").images.shape[1:] == (3, 48, 48)
+    model = fr.load_recogniser(device="cpu")
+    assert (model.image_size, model.color, model.embedding_size) == (48, True, 16)
+    assert model.metadata["settings"]["loss"] == "arcface" and model.metadata["architecture"] == "mobilefacenet-16"
+
+    assert fr.main(["train-verify", "--prepared", "data/recognition-synthetic-48-color"]) == 0
+    assert fr.main(["evaluate", "--prepared", "data/recognition-synthetic-48-color", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out.splitlines()[-1])["one_of_eleven"] <= 1
+    photo = next(Path("data").glob("*/drawn_*/*/*.jpg"))
+    assert fr.main(["compare", str(photo), str(photo), "--threshold", "0"]) == 0
+    assert fr.main(["evaluate"]) == 2
+    assert "data/recognition-48-color/images.npy is missing" in capsys.readouterr().err
+
+    again = [*training_on, "--init", "weights/recognition.safetensors", "--dry-run", "--name", "again"]
+    assert fr.main([*again, "--batch-size", "32"]) == 0
+    assert fr.main(["train", "--init", "weights/recognition.safetensors", *arguments[:4], "--dry-run"]) == 2
+    assert "weights/recognition.safetensors does not fit" in capsys.readouterr().err
+
+
 def assert_error(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture) -> None:
     """Exit status 2 and one line that says why."""
     assert fr.main([*arguments]) == 2
@@ -1035,7 +1228,11 @@ def assert_error(arguments: Sequence[str], message: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(("arguments", "message"), [
     (["train", "--prepared", "nowhere"], "images.npy is missing: run prepare first"),
     (["train-verify", "--recogniser", "no.safetensors"], "no.safetensors is missing"),
-    (["train", "--resume"], "checkpoint.pt is missing: there is no training to resume"),
+    (["train", "--resume"], "no training called triplet-resnet18 under outputs/ to resume"),
+    (["train", "--init", "no.safetensors"], "no.safetensors is missing"),
+    (["train", "--loss", "cosface", "--hard-only"], "--hard-only goes with the loss triplet"),
+    (["train", "--backbone", "mobilefacenet"], "data/recognition-112-color/images.npy is missing: run prepare first"),
+    (["train", "--backbone", "resnet9000", "--image-size", "80", "--no-color"], "There is no backbone resnet9000"),
     (["prepare", "--data", "nowhere"], "nowhere is not a folder"),
     (["prepare", "--data", "data"], "None of the"),
     (["evaluate"], "recognition.safetensors is missing"),
@@ -1058,13 +1255,13 @@ def test_what_is_missing_is_one_clear_line(workplace: Path, capsys, arguments: l
     (["evaluate", "--pairs", "pairs.txt"], "--images DIR and --pairs FILE go together"),
     (["evaluate", "--images", "lfw", "--pairs", "no.txt"], "no.txt is missing"),
     (["evaluate", "--prepared", "nowhere"], "run prepare first"),
-    (["evaluate", "--verifier", "weights/recognition.safetensors"], "holds resnet18-256-128-32, not linear-32"),
+    (["evaluate", "--verifier", "weights/recognition.safetensors"], "holds resnet18-256-128-32, not linear"),
     (["evaluate", "--recogniser", "other.safetensors"], "does not belong to other.safetensors: run train-verify"),
     (["compare", "text.jpg", "text.jpg", "--recogniser", "other.safetensors"], "does not belong to"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_clear_line(workplace_with_weights: Path, capsys, arguments: list[str], message: str):
     (workplace_with_weights / "text.jpg").write_text("no photo")
-    tensors, metadata = training.read_weights("weights/recognition.safetensors", fr.ARCHITECTURE)
+    tensors, metadata = training.read_weights("weights/recognition.safetensors", "resnet18-256-128-32")
     model = fr.Recogniser()
     training.load_tensors(model, tensors, "weights")
     training.save_weights("other.safetensors", model, metadata | {"epoch": -1})
@@ -1087,11 +1284,12 @@ def test_too_few_people_to_learn_from_is_said(prepared: Path, tmp_path: Path, mo
     assert_error(["train", "--device", "cpu"], "prepare more data", capsys)
 
 
-def test_another_split_is_noted(faces: FaceSet, capsys: pytest.CaptureFixture):
+def test_another_split_is_noted(faces: FaceSet, prepared: Path, capsys: pytest.CaptureFixture):
     def trained_on(digest: str) -> SimpleNamespace:
-        return SimpleNamespace(metadata={"data": {"split_digest": digest}})
+        return SimpleNamespace(image_size=80, color=False, metadata={"data": {"split_digest": digest}})
 
-    fr.note_other_split(trained_on(faces.summary["split_digest"]), faces)
+    args = SimpleNamespace(prepared=prepared, recogniser="mine")
+    fr.prepared_for(trained_on(faces.summary["split_digest"]), args)
     assert capsys.readouterr() == ("", "")
-    fr.note_other_split(trained_on("another"), faces)
+    fr.prepared_for(trained_on("another"), args)
     assert "another set of people" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""Trains every loss and every backbone for the same time, and writes a table of what they reach on the same people.
+
+    python3 benchmarks/compare_methods.py --data FOLDER --minutes 20
+
+FOLDER/PERSON/photo.jpg as for `face_recognition.py prepare`. First every loss with the backbone resnet18, then every
+other backbone with the loss that was best. One method after the other; stopped, the same command goes on. Weights,
+reports and table.md are in outputs/methods/; each training has its own folder in outputs/.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import face_recognition
+from facekit import backbones, commands, training
+from facekit.files import InputError, write_json, written_whole
+
+SCRIPT = Path(face_recognition.__file__)
+COLUMNS = {  # of the report: as the table calls it
+    "accuracy": "pairs right", "roc_auc": "ROC AUC", "tar_at_far_0.01": "TAR@FAR 1 %", "one_of_eleven": "1 of 11",
+    "recall_at_1": "Recall@1", "r_precision": "R-Precision", "map_at_r": "MAP@R",
+}  # fmt: skip
+BEST_BY = "roc_auc"
+
+
+def run_command(*arguments: str | Path) -> str:
+    """What a command of face_recognition.py prints. A failed one ends this program; so does Ctrl-C, after saving."""
+    with training.Interruption():  # the command gets Ctrl-C, too: let it save
+        done = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(done.stdout)
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+def measured(method: str, switches: list[str], args: argparse.Namespace, crops: str = "faces-80") -> dict:
+    """The report of a method; trained and measured unless that has been done."""
+    report = args.output / f"{method}.json"
+    if not report.exists():
+        print(f"{method}: {args.minutes:g} minutes from {time.strftime('%H:%M')} on", flush=True)
+        weights, verifier = args.output / f"{method}.safetensors", args.output / f"{method}-verifier.safetensors"
+        begun = any(commands.OUTPUTS.glob(f"*-method-{method}*/checkpoint.pt"))
+        made = "--prepared", args.output / crops, "--recogniser", weights
+        run_command("train", "--data", args.data, *made, "--name", f"method-{method}", *switches,
+                    "--time-limit", args.minutes, "--epochs", 10_000, *["--resume"] * begun)  # fmt: skip
+        run_command("train-verify", *made, "--verifier", verifier)
+        printed = run_command("evaluate", *made, "--verifier", verifier, "--json")
+        costs = {"megabytes": weights.stat().st_size / 1e6, "milliseconds": milliseconds_an_image(weights)}
+        write_json(report, json.loads(printed) | costs)
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def milliseconds_an_image(weights: Path) -> float:
+    """The median time to embed one face."""
+    model = face_recognition.load_recogniser(weights)
+    face = np.zeros((1, 3 if model.color else 1, model.image_size, model.image_size), np.uint8)
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        face_recognition.embed(model, face)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times))
+
+
+def write_table(reports: dict[str, dict], args: argparse.Namespace) -> None:
+    heads = ["method", *COLUMNS.values(), "MB", "ms a face"]
+    lines = [heads, ["---"] * len(heads)]
+    for method, report in reports.items():
+        cells = [f"{report[name]:.3f} [{report[f'{name}_interval'][0]:.3f}, {report[f'{name}_interval'][1]:.3f}]"
+                 for name in COLUMNS]  # fmt: skip
+        lines.append([method, *cells, f"{report['megabytes']:.1f}", f"{report['milliseconds']:.1f}"])
+    counts = next(iter(reports.values()))
+    about = f"{args.minutes:g} minutes of training each; {counts['people']} people, {counts['images']} images, " \
+            f"{counts['pairs']} pairs; in brackets 95 % intervals, by resampling people"  # fmt: skip
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}\n"
+    with written_whole(args.output / "table.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text, flush=True)
+
+
+def compare(args: argparse.Namespace) -> int:
+    if not args.data.is_dir():
+        raise InputError(f"{args.data} is not a folder: give one with one folder of photos per person.")
+    reports = {"reference": measured("reference", ["--reference"], args)}
+    for loss in face_recognition.LOSSES:
+        reports[f"resnet18-{loss}"] = measured(f"resnet18-{loss}", ["--loss", loss], args)
+        write_table(reports, args)
+    best = max(face_recognition.LOSSES, key=lambda loss: reports[f"resnet18-{loss}"][BEST_BY])
+    for backbone in backbones.BACKBONES:
+        switches = ["--backbone", backbone, "--loss", best]
+        reports[f"{backbone}-{best}"] = measured(f"{backbone}-{best}", switches, args, "faces-112-color")
+        write_table(reports, args)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--minutes", type=commands.number(float, 0.1), default=20, help="of each training [20]")
+    parser.add_argument("--output", type=Path, default=Path("outputs/methods"), metavar="DIR", help="[outputs/methods]")
+    parser.set_defaults(run=compare)
+    sys.exit(commands.run(parser.parse_args()))
