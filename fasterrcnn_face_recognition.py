@@ -507,15 +507,20 @@ def doubt(box: np.ndarray, landmarks: np.ndarray) -> str:
 
 
 def find_candidates(chain: Chain, gallery: Gallery, faces: Sequence[SeenFace]) -> list[list[tuple[str, float]]]:
-    """For each face the people of its ten nearest gallery faces with the verifier's best score each, best first."""
+    """For each face the people of its ten nearest gallery faces with their scores, best first.
+
+    A person's score is the mean of two by the verifier: that of the best photo, and that of the mean of all photos.
+    """
     if not faces or not gallery.faces:
         return [[] for _ in faces]
     queries = np.stack([face.embedding for face in faces])  # (F, D)
     nearest, _ = gallery.nearest(queries, NEAREST)  # (F, 10)
     with torch.inference_mode():
         device = next(chain.verifier.parameters()).device
-        known = torch.from_numpy(gallery.embeddings[nearest]).to(device)  # (F, 10, D)
-        scores = chain.verifier(torch.from_numpy(queries).to(device)[:, None], known)  # (F, 10)
+        asked = torch.from_numpy(queries).to(device)[:, None]  # (F, 1, D)
+        photos, means = (torch.from_numpy(known[nearest]).to(device) for known in
+                         (gallery.embeddings, gallery.person_means))  # both (F, 10, D)  # fmt: skip
+        scores = (chain.verifier(asked, photos) + chain.verifier(asked, means)) / 2  # (F, 10)
     candidates = []
     for rows, row_scores in zip(nearest, scores.tolist()):
         best: dict[str, float] = {}

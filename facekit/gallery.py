@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,6 +94,11 @@ class Gallery:
         """Person -> number of faces."""
         return Counter(face.person for face in self.faces)
 
+    @cached_property
+    def person_means(self) -> np.ndarray:
+        """Row i is what `person_means` gives for faces[i], float32 (N, D)."""
+        return person_means(self.embeddings, [face.person for face in self.faces])
+
     def nearest(self, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """The k faces nearest to each of the queries (Q, D), nearest first; all faces if there are fewer.
 
@@ -120,6 +126,20 @@ class Gallery:
             faces = self.embeddings[start:start + block].astype(np.float64)
             ranking[:, start:start + block] = np.square(faces).sum(axis=1) - 2 * queries @ faces.T
         return ranking
+
+
+def person_means(embeddings: np.ndarray, people: Sequence) -> np.ndarray:
+    """For each of the embeddings (N, D) of `people` (N,) the mean of those of its person, float32 (N, D).
+
+    As long as they are on average: the mean of vectors of length 1 has length 1 again.
+    """
+    _, number = np.unique(np.asarray(people), return_inverse=True)  # of each row's person
+    photos = np.bincount(number)
+    means = np.zeros((len(photos), embeddings.shape[1]))
+    np.add.at(means, number, embeddings)
+    lengths = np.bincount(number, np.linalg.norm(embeddings, axis=1)) / photos
+    means *= (lengths / np.maximum(np.linalg.norm(means, axis=1), 1e-12))[:, None]
+    return means[number].astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------------- saving, reading

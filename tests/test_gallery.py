@@ -19,7 +19,7 @@ from PIL import Image
 
 from facekit import gallery
 from facekit.files import InputError
-from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, load_gallery, update_gallery
+from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, load_gallery, person_means, update_gallery
 
 MADE_WITH = {"recogniser": "1234", "crop": ["similarity", 3.0]}
 LANDMARKS = [[10, 10], [20, 10], [15, 15], [11, 20], [19, 20]]
@@ -638,6 +638,15 @@ def test_nearest_in_an_empty_gallery():
 @pytest.mark.parametrize("name", [
     "", " ", ".", "..", ".hidden", "end.", "a/b", "a\\b", "../up", "/root", "C:", "a\nb", "a\x00b", "a\x1bb", "what?",
     "star*", "<a>", 'quo"te', "pi|pe", "con", "NUL.txt", "COM1", "x" * 201, "ж" * 101, "\ud800", "a\u2028b"])
+def test_the_mean_of_a_person_s_embeddings_is_as_long_as_they_are():
+    embeddings = np.array([[3, 0], [0, 1], [0, 5], [0, -2]], np.float32)
+    means = person_means(embeddings, ["Ada", "Ben", "Ada", "Cleo"])
+    ada = np.array([3, 5]) / np.hypot(3, 5) * 4
+    np.testing.assert_allclose(means, [ada, (0, 1), ada, (0, -2)], rtol=1e-6)
+    assert means.dtype == np.float32
+    np.testing.assert_array_equal(person_means(np.array([[1, 0], [-1, 0]]), ["Ada", "Ada"]), np.zeros((2, 2)))
+
+
 def test_bad_names(folder: Path, name: str):
     before = sorted(folder.rglob("*"))
     with pytest.raises(InputError, match="cannot name a folder") as error:
