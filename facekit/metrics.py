@@ -396,9 +396,9 @@ def verification_report(
     `first_people`, `second_people` (P,) are the people of the two images, `folds` (P,) is that of
     `ten_fold_accuracy`, `threshold` that of `balanced_accuracy`. Keys: `balanced_accuracy`, `accuracy`
     (ten-fold), `roc_auc`, `eer`, `tar_at_far_0.01`, `tar_at_far_0.001`, `tar_at_far_0.0001`, and to each
-    `..._interval`, [low, high]. A TAR at FAR f is None with fewer than 1 / f different-person pairs, as then not even one may be
-    accepted; `accuracy` is None with a single fold. The interval of `accuracy` keeps the thresholds of the
-    folds.
+    `..._interval`, [low, high]. A TAR at FAR f is None with fewer than 1 / f different-person pairs, as then
+    not even one may be accepted; `accuracy` is None with a single fold. The interval of `accuracy` keeps the
+    thresholds of the folds.
     """
     scores, same = _checked_pairs(scores, same)
     # Sorted once here, the sort inside each of the thousands of ROC curves below costs next to nothing.
