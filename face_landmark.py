@@ -475,12 +475,8 @@ def command_train(args: argparse.Namespace) -> int:
     with commands.recorded(args, "landmark-reference" if args.reference else "landmark") as folder:
         print(f"{faces.summary['splits']['train']} faces to learn from, on {training.describe(device, args.precision)}",
               flush=True)  # fmt: skip
-        try:
-            course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
-                           args.tensorboard)  # fmt: skip
-        except KeyboardInterrupt:
-            print(commands.how_to_go_on())
-            return 130
+        course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
+                       args.tensorboard)  # fmt: skip
         measured = {"nme_validation": round(-course.best_score, 4)}
         for weights in [folder / "landmark.safetensors"] + [args.weights] * (not args.dry_run):
             save_landmarker(weights, course, faces, measured)

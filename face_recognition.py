@@ -884,12 +884,8 @@ def command_train(args: argparse.Namespace) -> int:
     with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
-        try:
-            course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
-                           args.tensorboard)  # fmt: skip
-        except KeyboardInterrupt:
-            print(commands.how_to_go_on())
-            return 130
+        course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
+                       args.tensorboard)  # fmt: skip
         test = Part(faces, "test", device)
         rows = few_of_each(test)
         accuracy = one_of_eleven(embed(course.model, test.images[rows], args.precision), test.people[rows])

@@ -788,12 +788,8 @@ def command_train(args: argparse.Namespace) -> int:
     with commands.recorded(args, "detection") as folder:
         print(f"{counts['photos']} photos with {counts['boxes']} faces to learn from, "
               f"on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
-        try:
-            course = train(photos, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
-                           args.tensorboard)  # fmt: skip
-        except KeyboardInterrupt:
-            print(commands.how_to_go_on())
-            return 130
+        course = train(photos, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
+                       args.tensorboard)  # fmt: skip
         report = choose_threshold(course.model, photos, args.precision)
         measured = {f"{name}_test": report[name] for name in ("ap50", "ap75", "recall", "false_boxes_per_photo")}
         for weights in [folder / "detection.safetensors"] + [args.detector] * (not args.dry_run):

@@ -106,12 +106,17 @@ def _switches(path: Path, given: set[str]) -> list[str]:
     return switches
 
 
+class Stopped(Exception):
+    """A training that was stopped and saved. The message says how to go on."""
+
+
 @contextmanager
 def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     """The folder of a training: checkpoint, history, log.txt with what is printed, config.yaml to run it again.
 
     outputs/DATE-NAME, with -2 and so on where that is there; with --resume the one of this name that was saved last.
-    A dry run has `dry_run` beside the prepared data. InputError when there is nothing to resume.
+    A dry run has `dry_run` beside the prepared data. Ctrl-C becomes Stopped, which says how to go on. InputError when
+    there is nothing to resume.
     """
     name = args.name or name
     if args.dry_run:
@@ -126,7 +131,10 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     with written_whole(folder / "config.yaml") as temporary:
         temporary.write_text("".join(f"{switch}: {json.dumps(value)}\n" for switch, value in _given(args)))
     with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(_Both(sys.stdout, log)):
-        yield folder
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            raise Stopped(how_to_go_on()) from None
 
 
 def _last_run(name: str) -> Path:
@@ -261,6 +269,9 @@ def run(args: argparse.Namespace) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped)
+        return 130
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where it can.", file=sys.stderr)
         return 130
