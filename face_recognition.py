@@ -710,7 +710,7 @@ def readable_crops(model: Recogniser, paths: Sequence[Path], args: argparse.Name
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
     if not crops:
-        raise InputError(f"None of {len(paths)} photos can be read.")
+        raise InputError("There is no photo that can be read: name photos, or folders with photos in them.")
     return crops
 
 
@@ -867,6 +867,8 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     """The settings that the command line asks for; each backbone and loss brings its own sizes, scale and margin."""
     if args.hard_only and args.loss != "triplet":
         raise InputError(f"--hard-only goes with the loss triplet, not with {args.loss}.")
+    if args.reference and args.loss != "triplet":
+        raise InputError(f"--reference is a triplet loss: leave it out, or --loss {args.loss}.")
     lesson = args.backbone == "resnet18"
     args.image_size = args.image_size or (IMAGE_SIZE if lesson else 112)
     args.color = not lesson if args.color is None else args.color
@@ -876,11 +878,16 @@ def choose_settings(args: argparse.Namespace) -> Settings:
 
 
 def command_train(args: argparse.Namespace) -> int:
+    asked_size, asked_color = args.image_size, args.color
     settings = choose_settings(args)
     args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
     if args.data and not (args.prepared / "summary.json").exists():
         prepare(args)
     faces, device = datasets.load_faces(args.prepared), training.choose_device(args.device)
+    channels, _, size = faces.images.shape[1:]
+    if asked_size not in (None, size) or asked_color not in (None, channels == 3):
+        raise InputError(f"{args.prepared} has other faces, {size}x{size} {'in colour' if channels == 3 else 'grey'}: "
+                         "leave out --image-size and --color, or prepare another folder.")  # fmt: skip
     with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
