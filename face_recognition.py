@@ -15,12 +15,12 @@ since mislabelled photos and look-alikes are among them. The verifier is one lin
 differences of two embeddings.
 
 `train --reference` does this plainly. By default, everybody in a batch is anchor, positive and negative at once (a
-smooth triplet loss on embeddings of length 1), mining decides who meets in a batch from 40 % of the training on, the
-learning rate falls, and faces are varied. Tried on real faces, share of validation faces nearer to their own person
-than to ten strangers: 128 images a batch reach 44.2 % after 25,000 images, 240 need 32,000 for 44.9 %; mined negatives
-straight from the memory, from the second epoch on: 37.6 % after 28,000, left out. Weaker variation of the faces
-(rotation 8° for 12°, and so on): the next epoch gained 4.6 points, the one before 1.1. Small faces first (48x48 for
-half of the time) is faster, but the change of size cost more accuracy than a short training wins back.
+smooth triplet loss on embeddings of length 1, and on the 256 features before the head), mining decides who meets in a
+batch from 40 % of the training on, the learning rate falls, and faces are varied. Tried on real faces, share of
+validation faces nearer to their own person than to ten strangers: 128 images a batch reach 44.2 % after 25,000 images,
+240 need 32,000 for 44.9 %; mined negatives straight from the memory, from the second epoch on: 37.6 % after 28,000,
+left out. Small faces first (48x48 for half of the time) is faster, but the change of size cost more accuracy than a
+short training wins back.
 
 Published weights: 227 minutes on two cores; 78.5 % of faces of unseen people nearer to their own person than to ten
 strangers, 90.9 % of pairs right; see weights/MODEL_CARD.md.
@@ -57,9 +57,10 @@ MINED_NEGATIVES = 7  # are mined and the others random
 SKIPPED_NEAREST = 20  # mislabelled images and look-alikes are among the 20 nearest strangers
 PATIENCE = 20  # epochs without a validation accuracy within 1 % of the best
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
-NEAREST = 10  # gallery faces that the verifier looks at, to name a face
+NEAREST = 10  # gallery faces that the chain shows to the verifier, to name a face
 GALLERY_SIZES = (1, 3, 10, 30, 100, 300)  # people, for which train-verify chooses thresholds
 PICTURES_PER_DRAWN_PERSON = 8
+LARGEST_EXPORT_ERROR = 1e-3  # of an exported model's numbers
 
 SYNTHETIC = Path("synthetic")  # the name of the drawn faces for --data
 PREPARED = Path("data/recognition")
@@ -80,7 +81,7 @@ class Settings:
     learning_rate: float = 1e-3  # at its highest: it rises over the first 5 % of the training, then falls to 1 %
     weight_decay: float = 0.05
     images_per_person: int = 4  # in a batch: each of them is anchor and positive of the others
-    scale: float | None = 16.0  # how much the hardest negatives count more than the others
+    scale: float | None = 32.0  # how much the hardest negatives count more than the others
     margin: float | None = 0.1  # how much nearer the positive has to be than a negative
     hard_only: bool = False  # learn only from the triplets that the model gets wrong
     mine_from: float = 0.4  # part of the training after which mining decides who meets in a batch
@@ -136,7 +137,8 @@ class Recogniser(nn.Module):
     """Faces (B, C, S, S) in 0..1 -> embeddings (B, D): ResNet18 (He et al. 2016), or another backbone.
 
     `normalised`: embeddings of length 1, so that their distance depends on the angle alone; and in use, though not in
-    training, each is the mean of a face and its mirror image (on validation faces 76.4 % instead of 75.3 % 1-of-11).
+    training, each is the mean of a face and its mirror image (so 76.4 % instead of 75.3 % of validation faces are
+    nearer to their own person than to ten strangers).
     """
 
     def __init__(self, backbone: str = "resnet18", embedding_size: int = EMBEDDING_SIZE, image_size: int = IMAGE_SIZE,
@@ -153,10 +155,13 @@ class Recogniser(nn.Module):
             self.backbone = backbones.build(backbone, embedding_size, channels, image_size)
             self.head = nn.Identity()
 
+    def features(self, faces: Tensor) -> Tensor:
+        """The input of the head: 256 numbers of ResNet18. Other backbones have no head: their embeddings."""
+        return self.backbone(faces.contiguous(memory_format=torch.channels_last))  # 5 to 15 % faster
+
     def raw(self, faces: Tensor) -> Tensor:
-        """Embeddings of any length, as the losses take them."""
-        faces = faces.contiguous(memory_format=torch.channels_last)  # 5 to 15 % faster
-        return self.head(self.backbone(faces)).float()  # (B, D)
+        """Embeddings (B, D) of any length, as the losses take them."""
+        return self.head(self.features(faces)).float()
 
     def forward(self, faces: Tensor) -> Tensor:
         embeddings = self.raw(faces)
@@ -232,17 +237,29 @@ def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin
 
 
 class SmoothTriplet(nn.Module):
-    """The smooth triplet loss, called as the margin losses of facekit/losses.py: embeddings of any length, people."""
+    """The smooth triplet loss, called as the margin losses of facekit/losses.py: embeddings of any length, people.
 
-    def __init__(self, people: int, embedding_size: int, scale: float, margin: float, hard_only: bool = False):
+    Computed in float32, also under autocast: bfloat16 rounds a cosine of 0.998 to 1.
+    """
+
+    def __init__(self, scale: float, margin: float, hard_only: bool = False):
         super().__init__()
         self.scale, self.margin, self.hard_only = scale, margin, hard_only
 
     def forward(self, embeddings: Tensor, people: Tensor) -> Tensor:
-        return smooth_triplet_loss(F.normalize(embeddings, dim=1), people, self.scale, self.margin, self.hard_only)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            unit = F.normalize(embeddings.float(), dim=1)
+            return smooth_triplet_loss(unit, people, self.scale, self.margin, self.hard_only)
 
 
-LOSSES = {"triplet": SmoothTriplet, **losses.LOSSES}
+LOSSES = ("triplet", *losses.LOSSES)
+
+
+def make_loss(settings: Settings, people: int) -> nn.Module:
+    """The loss of the settings, for a training with so many people."""
+    if settings.loss == "triplet":
+        return SmoothTriplet(settings.scale, settings.margin, settings.hard_only)
+    return losses.LOSSES[settings.loss](people, settings.embedding_size, settings.scale, settings.margin)
 
 
 # ---------------------------------------------------------------- training
@@ -264,7 +281,7 @@ class Part:
         self.photos_of = {person: np.array(photos) for person, photos in photos_of.items() if len(photos) > 1}
         if len(self.photos_of) < 2:
             raise InputError(f"Of the {len(photos_of)} people for {part}, {len(self.photos_of)} have two photos: "
-                             "too few to learn from; prepare more data.")
+                             "too few; with 20 such people there are enough for all parts: prepare more.")
 
 
 class Course(training.Course):
@@ -280,7 +297,7 @@ class Course(training.Course):
         if settings.init:
             start_from(model, settings.init)
         model = model.to(device, memory_format=torch.channels_last)
-        loss = LOSSES[settings.loss](len(people.photos_of), settings.embedding_size, settings.scale, settings.margin)
+        loss = make_loss(settings, len(people.photos_of))
         optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
                                       weight_decay=settings.weight_decay, fused=True)  # fmt: skip
         super().__init__(model, optimizer, settings, folder)
@@ -330,20 +347,20 @@ def plan_pairs(photos_of: list[np.ndarray], size: int, random: np.random.Generat
 
 
 def group_look_alikes(course: Course, photos: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
-    """An order of the people, numbers into `photos`, in which each is followed by up to 7 mined look-alikes."""
+    """An order of the people (places in `photos`): one, then up to 7 mined look-alikes who are left, and so on."""
     recent = torch.nonzero(course.memory_epoch >= course.epoch - 1).flatten()  # older embeddings are stale
     people, memory = course.people.people, course.memory
-    number_of = {int(people[rows[0]]): number for number, rows in enumerate(photos)}
+    place_of = {int(people[rows[0]]): place for place, rows in enumerate(photos)}
     row_of = dict(zip(people[recent].tolist(), recent.tolist()))  # a recent embedding of each person
     left, groups = set(range(len(photos))), []
     for block in torch.from_numpy(random.permutation(len(photos))).split(256):
-        some_row = [photos[number][0] for number in block.tolist()]
+        some_row = [photos[place][0] for place in block.tolist()]
         anchors = torch.tensor([row_of.get(int(people[row]), row) for row in some_row], device=memory.device)
         mined = mine_negatives(memory[recent], people[recent], memory[anchors], people[anchors], count=64)
-        for person, neighbours in zip(block.tolist(), people[recent[mined]].tolist()):
-            if person in left:
-                numbers = dict.fromkeys(number_of[neighbour] for neighbour in neighbours)  # once each, nearest first
-                group = [person] + [number for number in numbers if number in left][:MINED_NEGATIVES]
+        for place, look_alikes in zip(block.tolist(), people[recent[mined]].tolist()):
+            if place in left:
+                places = dict.fromkeys(place_of[person] for person in look_alikes)  # once each, nearest first
+                group = [place] + [other for other in places if other in left][:MINED_NEGATIVES]
                 groups.append(group)
                 left -= set(group)
     return np.concatenate([groups[i] for i in random.permutation(len(groups))])
@@ -379,11 +396,17 @@ def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.ran
 
 
 def batch_step(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """rows (B,) of images -> the smooth triplet loss, or another, and which anchors are right (B,)."""
+    """rows (B,) of images -> the loss, and which anchors are right (B,).
+
+    The triplet loss is that of the embeddings plus that of the features before the head.
+    """
     people = course.people.people[rows]  # (B,)
-    embeddings = course.model.raw(augment(course.people.images[rows], random))  # (B, D)
+    features = course.model.features(augment(course.people.images[rows], random))  # (B, 256)
+    embeddings = course.model.head(features)  # (B, D)
     loss = course.loss(embeddings, course.class_of[people])
-    embeddings = F.normalize(embeddings.detach(), dim=1)
+    if course.settings.loss == "triplet" and course.settings.backbone == "resnet18":
+        loss = loss + course.loss(features, course.class_of[people])
+    embeddings = F.normalize(embeddings.detach().float(), dim=1)
     course.remember(rows, embeddings)
     return loss, one_of_eleven_in_batch(embeddings, people, random)
 
@@ -392,9 +415,10 @@ def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Gen
     """Which of the images (B,) are nearer to an image of their person than to 10 random strangers of the batch."""
     distances = torch.cdist(embeddings, embeddings)  # (B, B)
     same = people[:, None] == people
+    itself = torch.eye(len(people), dtype=torch.bool, device=people.device)
     lots = torch.rand(distances.shape, generator=random).to(people.device)
-    positive = (lots + 2 * same - 9 * torch.eye(len(people), device=people.device)).argmax(1, keepdim=True)  # (B, 1)
-    strangers = (lots - 2 * same).topk(min(NEGATIVES, len(people) - int(same.sum(1).max()))).indices
+    positive = lots.masked_fill(~same | itself, -1).argmax(1, keepdim=True)  # (B, 1), the highest lot
+    strangers = lots.masked_fill(same, -1).topk(min(NEGATIVES, len(people) - int(same.sum(1).max()))).indices
     return (distances.gather(1, positive) < distances.gather(1, strangers)).all(1)
 
 
@@ -465,6 +489,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     course = Course(Part(faces, "train", device), settings, folder, device, precision)
     validation = Part(faces, "validation", device)
     course.events = training.event_writer(events)
+    course.data = faces.summary.get("split_digest", "")
     if resume:
         course.load()
     elif settings.reference:  # its first mining needs the embeddings of all
@@ -523,6 +548,8 @@ class Verifier(nn.Module):
     def __init__(self, embedding_size: int = EMBEDDING_SIZE):
         super().__init__()
         self.linear = nn.Linear(embedding_size, 1)
+        self.thresholds: dict[str, float] = {}  # train-verify chooses these two, load_verifier fills them
+        self.naming_thresholds: dict[str, dict[int, float]] = {}
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.sigmoid(self.linear((first - second).square())).squeeze(-1)
@@ -571,10 +598,15 @@ def sampled_pairs(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def all_strangers(part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Every two people of the part once, with a random photo of each: rows (Q,), (Q,)."""
-    shuffled = np.random.default_rng(0).permutation(len(part.people))
-    one_of_each = shuffled[np.unique(part.people.cpu().numpy()[shuffled], return_index=True)[1]]
-    first, second = np.triu_indices(len(one_of_each), k=1)
-    return one_of_each[first], one_of_each[second]
+    photos = one_of_each(part.people.cpu().numpy(), np.random.default_rng(0))
+    first, second = np.triu_indices(len(photos), k=1)
+    return photos[first], photos[second]
+
+
+def one_of_each(people: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The row of a random photo of each of the people, whose photos' people are (N,)."""
+    shuffled = random.permutation(len(people))
+    return shuffled[np.unique(people[shuffled], return_index=True)[1]]
 
 
 def center_at_half(verifier: Verifier, embeddings: Tensor, part: Part) -> None:
@@ -584,9 +616,8 @@ def center_at_half(verifier: Verifier, embeddings: Tensor, part: Part) -> None:
     """
     first, second, same = sampled_pairs(part)
     threshold = metrics.best_threshold(score_pairs(verifier, embeddings, first, second), same)
-    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
     with torch.no_grad():
-        verifier.linear.bias -= math.log(threshold / (1 - threshold))
+        verifier.linear.bias -= torch.logit(torch.tensor(threshold, dtype=torch.float64), eps=1e-6)
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -616,8 +647,7 @@ def choose_naming_thresholds(verifier: Callable, embeddings: Tensor, part: Part,
         for _ in range(max(20, 500 // size)):
             known = random.permutation(list(part.photos_of))[:size]
             enrolled = np.concatenate([random.permutation(part.photos_of[person])[:5] for person in known])
-            shuffled = random.permutation(len(people))
-            others = shuffled[np.unique(people[shuffled], return_index=True)[1]]  # one photo of each person
+            others = one_of_each(people, random)
             strangers = others[~np.isin(people[others], known)]
             distances = torch.cdist(embeddings[strangers], embeddings[enrolled])
             nearest = distances.topk(min(NEAREST, len(enrolled)), largest=False).indices.cpu().numpy()
@@ -625,7 +655,7 @@ def choose_naming_thresholds(verifier: Callable, embeddings: Tensor, part: Part,
             pool = torch.cat([embeddings, means.to(embeddings.device)])  # the means lie behind all photos
             asked = np.repeat(strangers, nearest.shape[1])
             photo_scores = score_pairs(verifier, pool, asked, enrolled[nearest].ravel())
-            mean_scores = score_pairs(verifier, pool, asked, len(embeddings) + nearest.ravel())
+            mean_scores = score_pairs(verifier, pool, asked, len(embeddings) + nearest.ravel())  # of the photo's person
             best.append((photo_scores + mean_scores).reshape(nearest.shape).max(1) / 2)
         scores = np.concatenate(best)
         thresholds[str(size)] = metrics.threshold_at_far(scores, np.zeros(len(scores), bool), share)
@@ -688,6 +718,14 @@ def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier
     verifier.naming_thresholds = {by: {int(size): threshold for size, threshold in thresholds.items()}
                                   for by, thresholds in metadata["naming_thresholds"].items()}  # fmt: skip
     return verifier.to(training.choose_device(device)).eval()
+
+
+def load_matching_verifier(recogniser: str | Path, verifier: str | Path, device: str = "auto") -> Verifier:
+    """The verifier; InputError when it was trained on the embeddings of another recogniser."""
+    loaded = load_verifier(verifier, device)
+    if loaded.metadata["recogniser_digest"] != training.digest(recogniser):
+        raise InputError(f"{verifier} does not belong to {recogniser}: run train-verify.")
+    return loaded
 
 
 def embed_photos(model: Recogniser, photos: Sequence, crop_fraction: float = 1.0, max_pixels: int = MAX_PIXELS,
@@ -767,14 +805,10 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     named, counted and left out.
     """
     pairs = metrics.read_lfw_pairs(args.pairs)  # (name, number, name, number, same, fold)
-    crops = {}
     photos = sorted({pair[i : i + 2] for pair in pairs for i in (0, 2)})
-    for photo in tqdm(photos, "reading", leave=False, disable=None):
-        try:
-            path = lfw_photo(args.images, *photo)
-            crops[photo] = face_pixels(path, model.image_size, args.center_crop, model.color, args.max_pixels)
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+    path_of = {photo: lfw_photo(args.images, *photo) for photo in photos}
+    crop_of = readable_crops(model, list(path_of.values()), args)
+    crops = {photo: crop_of[path] for photo, path in path_of.items() if path in crop_of}
     usable = [pair for pair in pairs if pair[:2] in crops and pair[2:4] in crops]
     if len({pair[4] for pair in usable}) < 2:
         raise InputError(f"{args.images} lacks the photos of {args.pairs}: give the folder with one folder per person.")
@@ -867,8 +901,8 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     """The settings that the command line asks for; each backbone and loss brings its own sizes, scale and margin."""
     if args.hard_only and args.loss != "triplet":
         raise InputError(f"--hard-only goes with the loss triplet, not with {args.loss}.")
-    if args.reference and args.loss != "triplet":
-        raise InputError(f"--reference is a triplet loss: leave it out, or --loss {args.loss}.")
+    if args.reference and (args.loss != "triplet" or args.scale is not None):
+        raise InputError("--reference is a triplet loss without a scale: leave it out, or --loss and --scale.")
     lesson = args.backbone == "resnet18"
     args.image_size = args.image_size or (IMAGE_SIZE if lesson else 112)
     args.color = not lesson if args.color is None else args.color
@@ -880,28 +914,40 @@ def choose_settings(args: argparse.Namespace) -> Settings:
 def command_train(args: argparse.Namespace) -> int:
     asked_size, asked_color = args.image_size, args.color
     settings = choose_settings(args)
+    if args.drawn_people and not args.data:
+        args.data = [SYNTHETIC]
     args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
-    if args.data and not (args.prepared / "summary.json").exists():
+    if args.data and not args.resume:
         prepare(args)
     faces, device = datasets.load_faces(args.prepared), training.choose_device(args.device)
     channels, _, size = faces.images.shape[1:]
     if asked_size not in (None, size) or asked_color not in (None, channels == 3):
         raise InputError(f"{args.prepared} has other faces, {size}x{size} {'in colour' if channels == 3 else 'grey'}: "
                          "leave out --image-size and --color, or prepare another folder.")  # fmt: skip
+    args.image_size, args.color = size, channels == 3  # what config.yaml is to say
+    test = Part(faces, "test", device)
     with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
                        args.tensorboard)  # fmt: skip
-        test = Part(faces, "test", device)
         rows = few_of_each(test)
         accuracy = one_of_eleven(embed(course.model, test.images[rows], args.precision), test.people[rows])
         measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
-        for weights in [folder / "recognition.safetensors"] + [args.recogniser] * (not args.dry_run):
-            save_recogniser(weights, course, faces, measured)
+        weights = folder / "recognition.safetensors"
+        save_recogniser(weights, course, faces, measured)
         print(f"Nearer to their own person than to ten strangers: {accuracy:.1%} of the faces of test people "
-              f"(best epoch: {course.best_epoch}).\nWeights: {weights}; history: {folder / 'history.png'}")  # fmt: skip
+              f"(best epoch: {course.best_epoch}).\nHistory: {folder / 'history.png'}; weights: {weights}")  # fmt: skip
+        if not args.dry_run:
+            save_recogniser(args.recogniser, course, faces, measured)
+            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{next_flags(args)}")
     return 0
+
+
+def next_flags(args: argparse.Namespace) -> str:
+    """The switches that train-verify needs after this training, if any."""
+    usual = {"prepared": prepared_folder(args.image_size, args.color), "recogniser": RECOGNISER}
+    return "".join(f" --{name} {vars(args)[name]}" for name, path in usual.items() if vars(args)[name] != path)
 
 
 def command_train_verify(args: argparse.Namespace) -> int:
@@ -938,8 +984,13 @@ def command_train_verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def chosen_models(args: argparse.Namespace) -> tuple[Recogniser, Verifier]:
+    return (load_recogniser(args.recogniser, args.device),
+            load_matching_verifier(args.recogniser, args.verifier, args.device))  # fmt: skip
+
+
 def command_evaluate(args: argparse.Namespace) -> int:
-    model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
+    model, verifier = chosen_models(args)
     if args.pairs or args.images:
         if not (args.pairs and args.images):
             raise InputError("--images DIR and --pairs FILE go together: give both, or neither for the saved split.")
@@ -980,7 +1031,7 @@ def print_report(report: dict) -> None:
 
 def command_compare(args: argparse.Namespace) -> int:
     """One photo against one: a sentence. Against many: a table."""
-    model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
+    model, verifier = chosen_models(args)
     threshold = verifier.thresholds[args.far] if args.threshold is None else args.threshold
     reference = embed_photos(model, [args.reference], args.center_crop, args.max_pixels, args.tta)  # (1, D)
     one = len(args.photos) == 1 and not os.path.isdir(args.photos[0])
@@ -1005,7 +1056,7 @@ def command_compare(args: argparse.Namespace) -> int:
 
 
 def command_identify(args: argparse.Namespace) -> int:
-    model, verifier = load_recogniser(args.recogniser, args.device), load_matching_verifier(args)
+    model, verifier = chosen_models(args)
     person_of = {photo.path: photo.person for photo in datasets.folder_of_folders(args.gallery)}
     known = readable_crops(model, list(person_of), args)
     asked = readable_crops(model, photos_in(args.photos), args)
@@ -1043,17 +1094,11 @@ def command_export(args: argparse.Namespace) -> int:
     photos = photos_in(args.photos) or [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
     crops = np.stack([face_pixels(photo, model.image_size, 1.0, model.color) for photo in photos])
     difference = export.check_export(model, path, unvaried(torch.from_numpy(crops)))
+    if not difference < LARGEST_EXPORT_ERROR:
+        raise InputError(f"{path} gives other embeddings than PyTorch, by up to {difference:.2g}: do not use it.")
     print(f"{path}: embeddings of {len(photos)} {'photos' if args.photos else 'drawn faces'} differ from PyTorch's by "
           f"{difference:.2g} at most.")  # fmt: skip
     return 0
-
-
-def load_matching_verifier(args: argparse.Namespace) -> Verifier:
-    """InputError when the verifier was trained on the embeddings of another recogniser."""
-    verifier = load_verifier(args.verifier, args.device)
-    if verifier.metadata["recogniser_digest"] != training.digest(args.recogniser):
-        raise InputError(f"{args.verifier} does not belong to {args.recogniser}: run train-verify.")
-    return verifier
 
 
 # ---------------------------------------------------------------- command line
@@ -1061,7 +1106,7 @@ def load_matching_verifier(args: argparse.Namespace) -> Verifier:
 
 OPTIONS = commands.OPTIONS | {  # of more than one command
     "--prepared": dict(type=Path, metavar="DIR", help=f"prepared faces [{PREPARED}; {PREPARED}-112-color and so on]"),
-    "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"[{RECOGNISER}]"),
+    "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"train writes it [{RECOGNISER}]"),
     "--verifier": dict(type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]"),
     "--data": dict(type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg, may be repeated, or "
                    "`synthetic` for drawn faces [the sets under dataset/, else drawn faces]"),
@@ -1098,7 +1143,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                   "--prepared", "--recogniser", *PREPARING, *commands.TRAINING)  # fmt: skip
     sub.add_argument("--reference", action="store_true", default=None, help="the reference method, without additions "
                      f"({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
-    sub.add_argument("--loss", default="triplet", choices=sorted(LOSSES), help="[triplet]")
+    sub.add_argument("--loss", default="triplet", choices=LOSSES, help="[triplet]")
     sub.add_argument("--scale", type=commands.number(float, 0), help="of the loss [its own]")
     sub.add_argument("--margin", type=commands.number(float, 0), help="of the loss [its own]")
     sub.add_argument("--backbone", default="resnet18", metavar="NAME",

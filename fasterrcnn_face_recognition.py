@@ -12,7 +12,8 @@
 The people that are known are folders of photos: face_recognition_samples/NAME/photo.jpg. A photo goes through the
 detector (where are faces), the landmark model (eyes, nose, mouth), one warp from the photo's own pixels to the crop
 that the recogniser was trained on (80x80, greyscale, upright), and the recogniser (32 numbers). The ten nearest
-enrolled faces are scored by the verifier; the best score gives the name, if it is high enough, else Unknown.
+enrolled faces are scored by the verifier, each together with the mean of its person's faces; the best score gives the
+name, if it is high enough, else Unknown.
 
 The detector is trained here. prepare takes the data sets under dataset/, any folder with boxes.csv (--data), or draws
 scenes.
@@ -28,6 +29,7 @@ masks; see weights/MODEL_CARD.md.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -56,7 +58,7 @@ import face_recognition
 from facekit import alignment, charts, commands, detection, drawing, metrics, training
 from facekit.files import InputError, written_whole
 from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, update_gallery
-from facekit.images import MAX_PIXELS, Picture, find_photos, open_photo, photos_in
+from facekit.images import MAX_PIXELS, Picture, find_photos, open_photo, photos_in, places_below
 from facekit.landmarks import with_points
 
 DETECTOR_SIZE = 512  # pixels of a photo's longer side when the detector sees it
@@ -302,7 +304,7 @@ def detect_all(model: Detector, photos: Sequence[Picture], precision: str = "aut
     """For measuring: all boxes, down to the lowest scores."""
     found = []
     for start in tqdm(range(0, len(photos), 8), "detecting", leave=False, disable=None):
-        found += detect(model, photos[start : start + 8], threshold=0.0, precision=precision)
+        found += detect(model, photos[start : start + 8], 0.0, precision=precision, max_pixels=sys.maxsize)
     return found
 
 
@@ -362,6 +364,7 @@ def train(photos: detection.PhotoSet, settings: Settings, folder: Path, device: 
                                   fused=True)  # fmt: skip
     course = training.Course(model, optimizer, settings, folder)
     course.events = training.event_writer(events)
+    course.data = photos.summary.get("split_digest", "")
     part, validation = Part(photos, "train"), Part(photos, "validation")
     if resume:
         course.load()
@@ -422,6 +425,7 @@ class Answer:
 
     name: str | None
     candidates: list[tuple[str, float]]
+    note: str = ""  # why there is no name although the score is high enough
 
     @property
     def score(self) -> float:
@@ -444,14 +448,16 @@ class Chain:
         return {name: training.model_digest(model) for name, model in models.items()} | {"align": self.align}
 
 
-def load_chain(args: argparse.Namespace) -> Chain:
+def load_chain(detector: Path = DETECTOR, landmarker: Path = face_landmark.WEIGHTS,
+               recogniser: Path = face_recognition.RECOGNISER, verifier: Path = face_recognition.VERIFIER,
+               align: str = "similarity", device: str = "auto") -> Chain:  # fmt: skip
     """InputError when weights are missing or the verifier belongs to another recogniser."""
     return Chain(
-        load_detector(args.detector, args.device),
-        face_landmark.load_landmarker(args.landmarker, args.device),
-        face_recognition.load_recogniser(args.recogniser, args.device),
-        face_recognition.load_matching_verifier(args),
-        args.align,
+        load_detector(detector, device),
+        face_landmark.load_landmarker(landmarker, device),
+        face_recognition.load_recogniser(recogniser, device),
+        face_recognition.load_matching_verifier(recogniser, verifier, device),
+        align,
     )
 
 
@@ -539,18 +545,26 @@ def name_faces(faces: Sequence[SeenFace], candidates: Sequence[list[tuple[str, f
     no name.
     """
     names: dict[int, str] = {}
+    notes: dict[int, str] = {}
     scores = [people[0][1] if people else 0.0 for people in candidates]
     for number in sorted(range(len(faces)), key=lambda i: -scores[i]):
         if scores[number] >= threshold and candidates[number] and not faces[number].doubt:
             name = candidates[number][0][0]
             if allow_repeats or name not in names.values():
                 names[number] = name
-    return [Answer(names.get(number), people) for number, people in enumerate(candidates)]
+            else:
+                notes[number] = f"{name} is another face"
+    return [Answer(names.get(number), people, notes.get(number, "")) for number, people in enumerate(candidates)]
 
 
-def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], threshold: float,
+def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], threshold: float | None = None,
               allow_repeats: bool = False) -> list[list[tuple[SeenFace, Answer]]]:
-    """Every face of each photo, the largest first, with who it is."""
+    """Every face of each photo (as open_photo gives it), the largest first, with who it is.
+
+    A name takes a score of at least `threshold`; None is the one that lets 1 % of strangers have a name.
+    """
+    if threshold is None:
+        threshold = chain.verifier.naming_threshold(len(gallery.people()))
     seen = see_faces(chain, photos)
     candidates = iter(find_candidates(chain, gallery, [face for faces in seen for face in faces]))
     named = [name_faces(faces, [next(candidates) for _ in faces], threshold, allow_repeats) for faces in seen]
@@ -560,9 +574,8 @@ def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], thr
 # ---------------------------------------------------------------- the gallery
 
 
-def embed_gallery_photos(chain: Chain, paths: Sequence[Path], folder: Path, cuts: Path,
-                         max_pixels: int = MAX_PIXELS) -> list[Face | str]:  # fmt: skip
-    """For each photo its largest face, or why there is none; the cut face with its landmarks goes to `cuts`."""
+def embed_gallery_photos(chain: Chain, paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> list[Face | str]:
+    """For each photo its largest face, or a sentence that says why there is none."""
     opened: dict[Path, Image.Image] = {}
     results: dict[Path, Face | str] = {}
     for path in paths:
@@ -570,7 +583,7 @@ def embed_gallery_photos(chain: Chain, paths: Sequence[Path], folder: Path, cuts
             opened[path] = open_photo(path, max_pixels)
         except InputError as error:
             results[path] = str(error)
-    for (path, photo), faces in zip(opened.items(), see_faces(chain, list(opened.values()))):
+    for path, faces in zip(opened, see_faces(chain, list(opened.values()))):
         if not faces:
             results[path] = f"{path}: no face was found in it; give a photo in which the face is larger."
             continue
@@ -579,47 +592,57 @@ def embed_gallery_photos(chain: Chain, paths: Sequence[Path], folder: Path, cuts
         if face.doubt:
             note = "; ".join(filter(None, [note, f"its face is {face.doubt}, a better photo would help"]))
         results[path] = Face(face.embedding, face.box, face.landmarks, note)
-        write_cut(photo, face, chain, cuts / path.relative_to(folder).with_suffix(".png"))
     return [results[path] for path in paths]
 
 
-def write_cut(photo: Image.Image, face: SeenFace, chain: Chain, path: Path) -> None:
-    """The face as the recogniser sees it, but twice as large, with its five points."""
-    size = 2 * chain.recogniser.image_size
-    with suppress(InputError):
-        matrix = ALIGNMENTS[chain.align](face.landmarks, size)
-        crop = alignment.warp(photo, matrix[None], size, chain.recogniser.color)
-        points = alignment.transform_points(matrix, face.landmarks)[None]
-        with written_whole(path) as temporary:
-            Image.fromarray(with_points(crop, points)[0].transpose(1, 2, 0)).save(temporary)
+def open_gallery(chain: Chain, samples: str | Path = PEOPLE, saved: str | Path = GALLERY,
+                 max_pixels: int = MAX_PIXELS, rebuild: bool = False) -> Gallery:  # fmt: skip
+    """The gallery, brought up to date with the photos samples/NAME/photo.jpg; says what it works on.
 
-
-def open_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False) -> Gallery:
-    """The gallery, brought up to date with the photos of its folder; says what it works on."""
+    The cut faces are in saved/detected_faces/. InputError when what is saved is damaged, or cannot be written.
+    """
+    samples, saved = Path(samples), Path(saved)
     try:
-        args.samples.mkdir(parents=True, exist_ok=True)
+        samples.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{args.samples} cannot be made ({error}): choose another folder.") from None
-    cuts = args.gallery / "detected_faces"
-    gallery = update_gallery(
-        args.samples, args.gallery,
-        lambda paths: embed_gallery_photos(chain, paths, args.samples, cuts, args.max_pixels),
-        chain.made_with, rebuild=rebuild, block=PHOTOS_AT_ONCE,
-    )  # fmt: skip
-    there = {cuts / Path(face.file).with_suffix(".png") for face in gallery.faces}
-    for old in set(cuts.rglob("*.png")) - there:
-        old.unlink(missing_ok=True)
-        with suppress(OSError):  # other photos of the person are there
-            old.parent.rmdir()
+        raise InputError(f"{samples} cannot be made ({error}): choose another folder.") from None
+    gallery = update_gallery(samples, saved, lambda paths: embed_gallery_photos(chain, paths, max_pixels),
+                             chain.made_with, rebuild=rebuild, block=PHOTOS_AT_ONCE)  # fmt: skip
+    write_cuts(chain, gallery, samples, saved / "detected_faces", max_pixels)
     return gallery
+
+
+def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """For checking: each enrolled face as the recogniser sees it, but twice as large, with its five points.
+
+    A name tells photo, points and way of cutting, so what is there is right and only the rest is written.
+    """
+    size, face_of = 2 * chain.recogniser.image_size, {}
+    for face in gallery.faces:
+        about = hashlib.sha256(repr((face.sha256, face.landmarks, chain.align, size)).encode()).hexdigest()
+        face_of[folder / f"{Path(face.file).with_suffix('')}-{about[:8]}.png"] = face
+    there = set(folder.rglob("[!.]*.png"))
+    for path in face_of.keys() - there:
+        with suppress(InputError, OSError):  # the photo has gone, or there is no room: nothing else needs the cut
+            photo, landmarks = open_photo(samples / face_of[path].file, max_pixels), np.array(face_of[path].landmarks)
+            matrix = ALIGNMENTS[chain.align](landmarks, size)
+            crop = alignment.warp(photo, matrix[None], size, chain.recogniser.color)
+            points = alignment.transform_points(matrix, landmarks)[None]
+            with written_whole(path) as temporary:
+                Image.fromarray(with_points(crop, points)[0].transpose(1, 2, 0)).save(temporary)
+    for old in there - face_of.keys():
+        with suppress(OSError):  # another process has done it, or other cuts of the person are there
+            old.unlink()
+            old.parent.rmdir()
 
 
 # ---------------------------------------------------------------- answers
 
 
 def describe_face(face: SeenFace, answer: Answer) -> str:
-    """`NAME: 0.97`; for nobody `Unknown: 0.31`, and why if the face cannot be told at all."""
-    return f"{answer.name or 'Unknown'}: {answer.score:.2f}" + (f" ({face.doubt})" if face.doubt else "")
+    """`NAME: 0.97`; for nobody `Unknown: 0.31`, and why if it is not for the score."""
+    reason = face.doubt or answer.note
+    return f"{answer.name or 'Unknown'}: {answer.score:.2f}" + (f" ({reason})" if reason else "")
 
 
 def draw_answers(photo: Image.Image, answers: Sequence[tuple[SeenFace, Answer]]) -> tuple[Image.Image, list[str]]:
@@ -643,16 +666,16 @@ def answer_photo(chain: Chain, gallery: Gallery, path: Path, args: argparse.Name
     for each in answers:
         print(f"result: {describe_face(*each)}")
     picture, notes = draw_answers(photo, answers)
-    save_picture(picture, args.output)
+    drawing.save_picture(picture, args.output)
     print(*notes, f"saved to {args.output}", sep="\n")
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    try:
-        with written_whole(path) as temporary:
-            picture.save(temporary)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be written ({error}): choose another file.") from None
+def chosen_chain(args: argparse.Namespace) -> Chain:
+    return load_chain(args.detector, args.landmarker, args.recogniser, args.verifier, args.align, args.device)
+
+
+def chosen_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False) -> Gallery:
+    return open_gallery(chain, args.samples, args.gallery, args.max_pixels, rebuild)
 
 
 def working_threshold(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> float:
@@ -881,9 +904,9 @@ def text(value: float | None) -> str:
 
 
 def command_interactive(args: argparse.Namespace) -> int:
-    chain = load_chain(args)
-    gallery = open_gallery(chain, args)
-    print(gallery_sentence(gallery, args))
+    chain = chosen_chain(args)
+    gallery = chosen_gallery(chain, args)
+    print(gallery_sentence(gallery, args), threshold_sentence(chain, gallery, args), sep="\n")
     return commands.ask_for_photos(lambda path: answer_photo(chain, gallery, path, args))
 
 
@@ -895,17 +918,27 @@ def gallery_sentence(gallery: Gallery, args: argparse.Namespace) -> str:
     return f"{known} known from {counted(people.total(), 'photo', 'photos')} in {args.samples}."
 
 
+def threshold_sentence(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> str:
+    """What the scores mean, and where the models run."""
+    reached_by = ": one stranger in a hundred gets there" if args.threshold is None else ""
+    if args.far and args.threshold is None:
+        reached_by = f": of the pairs of two strangers {float(args.far):.1%} get there"
+    return (f"A face gets a name from score {working_threshold(chain, gallery, args):.3f} on{reached_by}. "
+            f"Running on {training.describe(next(chain.verifier.parameters()).device)}.")  # fmt: skip
+
+
 def counted(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
 
 def command_recognize(args: argparse.Namespace) -> int:
-    chain = load_chain(args)
-    gallery = open_gallery(chain, args)
+    chain = chosen_chain(args)
+    gallery = chosen_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
     paths = photos_in(args.paths)
     if not paths:
         raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
+    places = places_below(paths)
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], args.max_pixels)
@@ -918,7 +951,7 @@ def command_recognize(args: argparse.Namespace) -> int:
                 tqdm.write("\n".join([f"{path}:", *lines]))
             if args.out:
                 picture, notes = draw_answers(photo, faces)
-                save_picture(picture, args.out / f"{'_'.join(path.parts[-2:])}.png")
+                drawing.save_picture(picture, args.out / f"{places[path]}.png")
                 for note in notes:
                     tqdm.write(note, file=sys.stderr)
     if args.json:
@@ -941,10 +974,11 @@ def open_photos(paths: Sequence[Path], max_pixels: int) -> tuple[dict[Path, Imag
 
 
 def command_enroll(args: argparse.Namespace) -> int:
-    chain = load_chain(args)
+    chain = chosen_chain(args)
+    chosen_gallery(chain, args)  # first: a damaged one is to leave the photos as they are
     args.name = unicodedata.normalize("NFC", args.name).strip()
-    copies = enroll(args.samples, args.name, args.photos)
-    gallery = open_gallery(chain, args)
+    copies = enroll(args.samples, args.name, args.photos, args.max_pixels)
+    gallery = chosen_gallery(chain, args)
     there = {args.samples / face.file for face in gallery.faces}
     good = sum(copy in there for copy in copies)
     print(f"{good} of {len(args.photos)} photos of {args.name} are new; {gallery.people()[args.name]} in all.")
@@ -952,15 +986,16 @@ def command_enroll(args: argparse.Namespace) -> int:
 
 
 def command_forget(args: argparse.Namespace) -> int:
-    chain = load_chain(args)  # first: an error is to leave the photos
+    chain = chosen_chain(args)
+    chosen_gallery(chain, args)  # first: an error is to leave the photos
     forget(args.samples, args.name)
-    open_gallery(chain, args)
+    chosen_gallery(chain, args)
     print(f"{args.name} is forgotten.")
     return 0
 
 
 def command_people(args: argparse.Namespace) -> int:
-    gallery = open_gallery(load_chain(args), args, args.rebuild)
+    gallery = chosen_gallery(chosen_chain(args), args, args.rebuild)
     for person, photos in sorted(gallery.people().items()):
         print(f"{person}: {counted(photos, 'photo', 'photos')}")
     for photo in gallery.rejected:
@@ -970,7 +1005,9 @@ def command_people(args: argparse.Namespace) -> int:
 
 
 def command_evaluate_people(args: argparse.Namespace) -> int:
-    report, probe_scores, stranger_scores = measure_people(load_chain(args), args)
+    chain = chosen_chain(args)
+    chain.detector.size = args.size or chain.detector.size
+    report, probe_scores, stranger_scores = measure_people(chain, args)
     charts.det_chart(probe_scores, stranger_scores, report["threshold"], args.charts / "det.png")
     if args.json:
         print(json.dumps(report))

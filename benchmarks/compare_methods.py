@@ -3,8 +3,8 @@
     python3 benchmarks/compare_methods.py --data FOLDER --minutes 20
 
 FOLDER/PERSON/photo.jpg as for `face_recognition.py prepare`. First every loss with the backbone resnet18, then every
-other backbone with the loss that was best. One method after the other; stopped, the same command goes on. Weights,
-reports and table.md are in outputs/methods/; each training has its own folder in outputs/.
+other backbone with the loss that was best for validation people. One method after the other; stopped, the same
+command goes on. Weights, reports and table.md are in outputs/methods/; each training has its own folder in outputs/.
 """
 
 import argparse
@@ -28,16 +28,15 @@ COLUMNS = {  # of the report: as the table calls it
     "accuracy": "pairs right", "roc_auc": "ROC AUC", "tar_at_far_0.01": "TAR@FAR 1 %", "one_of_eleven": "1 of 11",
     "recall_at_1": "Recall@1", "r_precision": "R-Precision", "map_at_r": "MAP@R",
 }  # fmt: skip
-BEST_BY = "roc_auc"
 
 
 def run_command(*arguments: str | Path) -> str:
     """What a command of face_recognition.py prints. A failed one ends this program; so does Ctrl-C, after saving."""
-    with training.Interruption():  # the command gets Ctrl-C, too: let it save
+    with training.Interruption() as stop:  # the command gets Ctrl-C, too: let it save
         done = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+    if done.returncode or stop.requested:
         print(done.stdout)
-        sys.exit(done.returncode)
+        sys.exit(done.returncode or 130)
     return done.stdout
 
 
@@ -47,14 +46,20 @@ def measured(method: str, switches: list[str], args: argparse.Namespace, crops: 
     if not report.exists():
         print(f"{method}: {args.minutes:g} minutes from {time.strftime('%H:%M')} on", flush=True)
         weights, verifier = args.output / f"{method}.safetensors", args.output / f"{method}-verifier.safetensors"
-        begun = any(commands.OUTPUTS.glob(f"*-method-{method}*/checkpoint.pt"))
+        name = f"{args.output.name}-{method}"
+        begun = any(commands.OUTPUTS.glob(f"????-??-??-{name}/checkpoint.pt"))
         made = "--prepared", args.output / crops, "--recogniser", weights
-        run_command("train", "--data", args.data, *made, "--name", f"method-{method}", *switches,
+        if not (args.output / crops / "summary.json").exists():
+            colour = ["--image-size", 112, "--color"] * crops.endswith("color")
+            run_command("prepare", "--data", args.data, "--prepared", args.output / crops, *colour)
+        run_command("train", *made, "--name", name, *switches,
                     "--time-limit", args.minutes, "--epochs", 10_000, *["--resume"] * begun)  # fmt: skip
         run_command("train-verify", *made, "--verifier", verifier)
-        printed = run_command("evaluate", *made, "--verifier", verifier, "--json")
+        printed = run_command("evaluate", *made, "--verifier", verifier, "--json",
+                              "--charts", args.output / f"{method}-charts")  # fmt: skip
+        chosen_by = face_recognition.load_recogniser(weights).metadata["measured"]["one_of_eleven_validation"]
         costs = {"megabytes": weights.stat().st_size / 1e6, "milliseconds": milliseconds_an_image(weights)}
-        write_json(report, json.loads(printed) | costs)
+        write_json(report, json.loads(printed) | costs | {"validation": chosen_by})
     return json.loads(report.read_text(encoding="utf-8"))
 
 
@@ -76,16 +81,21 @@ def write_table(reports: dict[str, dict], args: argparse.Namespace) -> None:
     heads = ["method", *COLUMNS.values(), "MB", "ms a face"]
     lines = [heads, ["---"] * len(heads)]
     for method, report in reports.items():
-        cells = [f"{report[name]:.3f} [{report[f'{name}_interval'][0]:.3f}, {report[f'{name}_interval'][1]:.3f}]"
-                 for name in COLUMNS]  # fmt: skip
+        cells = [with_interval(report[name], report[f"{name}_interval"]) for name in COLUMNS]
         lines.append([method, *cells, f"{report['megabytes']:.1f}", f"{report['milliseconds']:.1f}"])
     counts = next(iter(reports.values()))
-    about = f"{args.minutes:g} minutes of training each; {counts['people']} people, {counts['images']} images, " \
-            f"{counts['pairs']} pairs; in brackets 95 % intervals, by resampling people"  # fmt: skip
+    machine = training.describe(training.choose_device())
+    about = (f"{args.minutes:g} minutes of training each on {machine}; {counts['people']} people, {counts['images']} "
+             f"images, {counts['pairs']} pairs; in brackets 95 % intervals, by resampling people")  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}\n"
     with written_whole(args.output / "table.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text, flush=True)
+
+
+def with_interval(value: float | None, interval: list[float] | None) -> str:
+    """0.968 [0.962, 0.975]; a dash where there are too few pairs."""
+    return "–" if value is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -95,7 +105,7 @@ def compare(args: argparse.Namespace) -> int:
     for loss in face_recognition.LOSSES:
         reports[f"resnet18-{loss}"] = measured(f"resnet18-{loss}", ["--loss", loss], args)
         write_table(reports, args)
-    best = max(face_recognition.LOSSES, key=lambda loss: reports[f"resnet18-{loss}"][BEST_BY])
+    best = max(face_recognition.LOSSES, key=lambda loss: reports[f"resnet18-{loss}"]["validation"])
     for backbone in backbones.BACKBONES:
         switches = ["--backbone", backbone, "--loss", best]
         reports[f"{backbone}-{best}"] = measured(f"{backbone}-{best}", switches, args, "faces-112-color")

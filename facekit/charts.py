@@ -128,7 +128,7 @@ def history_chart(rows: Sequence[Mapping[str, object]], path: str | Path) -> Non
 def det_chart(probe_scores: np.ndarray, stranger_scores: np.ndarray, threshold: float, path: str | Path) -> None:
     """Strangers who get a name against probes who do not get theirs, over all thresholds (DET, logarithmic).
 
-    probe_scores (P,) are of probes whose first candidate is right, 0 where it is not; stranger_scores (S,).
+    probe_scores (P,) are of probes whose first candidate is right, -1 where it is not; stranger_scores (S,).
     """
     thresholds = np.unique(np.concatenate([probe_scores, stranger_scores, [threshold]]))
     probes, strangers = np.sort(probe_scores), np.sort(stranger_scores)

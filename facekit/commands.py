@@ -95,7 +95,9 @@ def _switches(path: Path, given: set[str]) -> list[str]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         values = {name.replace("_", "-"): value for name, value in content.items()}
-    except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): name the file of a run.") from None
+    except (UnicodeDecodeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no list of switches, one a line as in `epochs: 20` ({error}).") from None
     switches = []
     for name, value in values.items():
@@ -134,6 +136,8 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
         try:
             yield folder
         except KeyboardInterrupt:
+            if not (folder / "checkpoint.pt").exists():
+                raise
             raise Stopped(how_to_go_on()) from None
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from facekit.files import InputError, written_whole
+
 COLOURS = ((124, 252, 130), (255, 214, 90), (110, 206, 255), (255, 158, 205), (255, 176, 110), (196, 180, 255))
 MARKED = (176, 176, 176)
 DARK = (22, 22, 22)
@@ -29,7 +31,7 @@ def draw_faces(photo: Image.Image | np.ndarray, boxes: np.ndarray, landmarks: np
     boxes      (N, 4): x0, y0, x1, y1 in pixels.
     landmarks  (N, 5, 2) in pixels; points that are NaN are left out.
     labels     N texts in any script; an empty one draws nothing.
-    marked     N; true draws the face in grey (it is too small or blurred to rely on).
+    marked     N; true draws the face in grey (it is too small or unclear to rely on).
 
     Lines and text grow with the photo. A label lies inside the photo, off other labels and off faces where there
     is room; one that is too long loses its middle. The second result holds one sentence for each label with
@@ -167,3 +169,12 @@ def _covered(file: str, characters: frozenset[str]) -> frozenset[str]:
     except (OSError, RuntimeError):
         return frozenset()
     return frozenset(character for character in characters if font.get_char_index(ord(character)))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes it whole or not at all. InputError when it cannot be written there."""
+    try:
+        with written_whole(path) as temporary:
+            picture.save(temporary)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be written ({error}): choose another file.") from None

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from facekit.files import InputError, read_json, write_json, written_whole
-from facekit.images import SUFFIXES, find_photos, open_photo
+from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, open_photo
 
 try:
     import fcntl
@@ -376,7 +376,8 @@ def _with_face(photo: GalleryPhoto, face: Face) -> Entry:
 # ------------------------------------------------------------------------------------------------------- people
 
 
-def enroll(folder: str | Path, name: str, photos: Sequence[str | Path]) -> list[Path]:
+def enroll(folder: str | Path, name: str, photos: Sequence[str | Path],
+           max_pixels: int = MAX_PIXELS) -> list[Path]:
     """Copies photos into FOLDER/NAME/ and returns the copies; the next update makes their embeddings.
 
     Nothing is overwritten: a copy takes a free name. A photo that is there already is not copied again.
@@ -385,7 +386,7 @@ def enroll(folder: str | Path, name: str, photos: Sequence[str | Path]) -> list[
     folder, photos = Path(folder), [Path(photo) for photo in photos]
     person = _person_folder(folder, name)
     for photo in photos:
-        open_photo(photo)
+        open_photo(photo, max_pixels)
         if photo.suffix.lower() not in SUFFIXES or photo.name.startswith(".") or photo.name != _printable(photo.name):
             raise InputError(f"{_printable(photo)} is not named like a photo: rename it to something like photo.jpg.")
     try:

@@ -240,6 +240,13 @@ def photos_in(paths: Sequence[str | Path]) -> list[Path]:
     return [photo for path in paths for photo in (find_photos(path) if os.path.isdir(path) else [Path(path)])]
 
 
+def places_below(paths: Sequence[Path]) -> dict[Path, Path]:
+    """How each photo lies below the deepest folder that holds all of them: a name of its own for each."""
+    absolute = {path: Path(os.path.abspath(path)) for path in paths}
+    shared = os.path.commonpath([path.parent for path in absolute.values()])
+    return {path: place.relative_to(shared) for path, place in absolute.items()}
+
+
 def _natural_order(path: str) -> tuple[list[int | str], str]:
     """Digits compare as numbers, letters without case; the path itself decides between equals."""
     pieces = re.split(r"(\d+)", path.casefold())  # text, digits, text, ...

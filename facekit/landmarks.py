@@ -7,6 +7,7 @@ right mouth corner. Left and right are the viewer's. A point that is not marked 
 import csv
 import hashlib
 import re
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -64,7 +65,12 @@ def find_faces(root: str | Path) -> list[MarkedFace]:
         elif path.name == "facial_keypoints.csv":
             faces += read_kaggle(path)
     if any(root.rglob("*.pts")):
-        faces += [read_pts(photo) for photo in find_photos(root) if photo.with_suffix(".pts").is_file()]
+        for photo in find_photos(root):
+            if photo.with_suffix(".pts").is_file():
+                try:
+                    faces.append(read_pts(photo))
+                except InputError as error:
+                    print(f"skipped: {error}", file=sys.stderr)
     return faces
 
 
@@ -85,11 +91,16 @@ def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace
 
 
 def _group_of(file: str) -> str:
-    """video_NAME_12tr.webp and video_NAME_07.webp are of one group, and so are the faces PHOTO_0 and PHOTO_1."""
+    """The person or photo that a file's name tells; where there is a folder, its name.
+
+    Ada_Byron of video_Ada_Byron_12tr.webp and of web_Ada_Byron_07.webp, image06325 of AFLW_0001-image06325.jpg, PHOTO
+    of PHOTO_0.png and of PHOTO_1.png.
+    """
     path = Path(file)
     if str(path.parent) != ".":
         return str(path.parent)
-    return re.sub(r"_\d+[a-z]*$", "", path.stem)
+    told = re.search(r"[A-Z][A-Za-z.'-]*(?:_[A-Za-z][A-Za-z.'-]*)+", path.stem) or re.search(r"image\d+$", path.stem)
+    return told[0] if told else re.sub(r"_\d+[a-z]*$", "", path.stem)
 
 
 def read_kaggle(path: Path) -> list[MarkedFace]:
@@ -211,12 +222,14 @@ def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 
         raise InputError(f"None of the {len(faces)} pictures can be used. The first: {skipped[0]['why']}")
     split_of = split_people(Counter(face.group for face in rows), seed)
     split = [split_of[face.group] for face in rows]
+    trained = sorted(face.file for face, part in zip(rows, split) if part == "train")
     summary = {
         "faces": len(rows),
         "sources": dict(Counter(face.source for face in rows)),
         "splits": {name: split.count(name) for name in SPLITS},
         "missing_points": int(np.isnan(points[: len(rows)]).any(2).sum()),
         "skipped": skipped,
+        "split_digest": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
         "seed": seed,
     }
     with written_whole(folder / "images.npy") as temporary:

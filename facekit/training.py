@@ -181,6 +181,7 @@ class Course:
         self.history: list[dict[str, Any]] = []
         self.losses = 0.0  # sum over the present epoch
         self.events: Any = None  # a SummaryWriter of TensorBoard, to watch the training there
+        self.data = ""  # the digest of what is trained on
 
     @property
     def done(self) -> float:
@@ -225,8 +226,9 @@ class Course:
         row = {"epoch": self.epoch, "loss": self.losses / max(1, self.step)} | row | {"minutes": self.seconds / 60}
         self.history.append({name: _rounded(value) for name, value in row.items()})
         print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.history[-1].items()), flush=True)
-        for name, value in row.items() if self.events else ():
-            self.events.add_scalar(name, value, self.epoch)
+        if self.events:
+            for name, value in row.items():
+                self.events.add_scalar(name, value, self.epoch)
         self.epoch, self.step, self.losses, self.plan = self.epoch + 1, 0, 0.0, []
         self.save()
         write_history(self.folder / "history.csv", self.history)
@@ -234,11 +236,13 @@ class Course:
 
     def take_best(self) -> nn.Module:
         """The model with the weights of the best epoch."""
-        self.model.load_state_dict(self.best_weights or self.model.state_dict())
+        if self.best_weights:
+            self.model.load_state_dict(self.best_weights)
         return self.model
 
     def save(self) -> None:
-        state = {name: getattr(self, name) for name in self.SAVED} | {"settings": repr(self.settings)}
+        state = {name: getattr(self, name) for name in self.SAVED}
+        state |= {"settings": repr(self.settings), "data": self.data}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         save_checkpoint(self.folder / "checkpoint.pt", state)
 
@@ -246,11 +250,10 @@ class Course:
         """InputError when there is no checkpoint, or one of other settings or data."""
         path = self.folder / "checkpoint.pt"
         state = load_checkpoint(path, self.device)
-        whole = state.keys() >= {*self.SAVED, "settings", "model", "optimizer"}
+        whole = state.keys() >= {*self.SAVED, "settings", "data", "model", "optimizer"}
         tensors = [name for name in self.SAVED if torch.is_tensor(getattr(self, name))]
-        fits = whole and state["settings"] == repr(self.settings) and all(
-            state[name].shape == getattr(self, name).shape for name in tensors
-        )
+        same = whole and (state["settings"], state["data"]) == (repr(self.settings), self.data)
+        fits = same and all(state[name].shape == getattr(self, name).shape for name in tensors)
         if not fits:
             raise InputError(f"{path} is of a training with other settings or data: use the same, or drop --resume.")
         load_tensors(self.model, state["model"], path)

@@ -152,7 +152,7 @@ def test_switches_come_from_a_file_but_the_command_line_wins(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (None, "run.yaml is no list of switches"), ("epochs: [", "run.yaml is no list of switches"),
+    (None, "run.yaml cannot be read (No such file or directory)"), ("epochs: [", "run.yaml is no list of switches"),
     ("just words", "run.yaml is no list of switches"), ("epoch_count: 5", "unrecognized arguments: --epoch-count=5"),
     ("epochs: many", "many is not a whole number"),
 ])  # fmt: skip

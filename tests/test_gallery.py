@@ -632,9 +632,6 @@ def test_nearest_in_an_empty_gallery():
     assert gallery_of(np.zeros((4, 32))).nearest(np.zeros((0, 32)))[0].shape == (0, 4)
 
 
-# ---------------------------------------------------------------------------------------------- enroll and forget
-
-
 def test_the_mean_of_a_person_s_embeddings_is_as_long_as_they_are():
     embeddings = np.array([[3, 0], [0, 1], [0, 5], [0, -2]], np.float32)
     means = person_means(embeddings, ["Ada", "Ben", "Ada", "Cleo"])
@@ -642,6 +639,9 @@ def test_the_mean_of_a_person_s_embeddings_is_as_long_as_they_are():
     np.testing.assert_allclose(means, [ada, (0, 1), ada, (0, -2)], rtol=1e-6)
     assert means.dtype == np.float32
     np.testing.assert_array_equal(person_means(np.array([[1, 0], [-1, 0]]), ["Ada", "Ada"]), np.zeros((2, 2)))
+
+
+# ---------------------------------------------------------------------------------------------- enroll and forget
 
 
 @pytest.mark.parametrize("name", [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -184,9 +185,13 @@ def test_photos_with_68_points_are_each_their_own_group_but_faces_of_one_photo_a
     ("video_Some_One_12tr.webp", "video_Some_One_07te.webp", "video_Some_One_3.webp"),
     ("photo_helen_trainset_100040721_1.webp", "photo_helen_trainset_100040721_2.webp"),
     ("Some_One/1.jpg", "Some_One/2.jpg"),
+    ("web_lfw_5590_Some_One_0001.webp", "video_Some_One_12tr.webp"),
+    ("web_lfw_5590_J.J._de_la_One-Two_0001.webp", "video_J.J._de_la_One-Two_3.webp"),
+    ("web_AFLW_0001-image20056.webp", "web_AFLW_0733-image20056.webp"),
 ])  # fmt: skip
 def test_pictures_of_one_video_photo_or_person_are_one_group(tmp_path: Path, files: tuple):
-    others = ["video_Some_Two_12tr.webp", "photo_helen_trainset_100040722_1.webp", "Some_Two/1.jpg"]
+    others = ["video_Some_Two_12tr.webp", "photo_helen_trainset_100040722_1.webp", "Some_Three/1.jpg",
+              "web_AFLW_0001-image20057.webp", "web_AFLW_0733-image20058.webp"]
     rows = [[file, *range(10)] for file in (*files, *others)]
     faces = landmarks.read_points_csv(write_table(tmp_path / "points.csv", rows))
     groups = [face.group for face in faces]
@@ -270,11 +275,12 @@ def test_kaggle_arrays_that_are_no_pictures(tmp_path: Path, array: np.ndarray):
 @pytest.mark.parametrize("text", [
     "", PTS.replace("{", "").replace("}", ""), PTS.replace("7.0 94\n", ""), PTS.replace("7.0", "seven"),
 ])  # fmt: skip
-def test_pts_files_without_68_points_between_braces(tmp_path: Path, text: str):
+def test_a_pts_file_without_68_points_is_named_and_skipped(tmp_path: Path, text: str, capsys):
     write_pts(tmp_path, ["one.png"])
+    write_pts(tmp_path, ["two.png"])
     (tmp_path / "one.pts").write_text(text)
-    with pytest.raises(InputError, match=r"one\.pts does not hold 68 points between braces"):
-        landmarks.find_faces(tmp_path)
+    assert [face.file for face in landmarks.find_faces(tmp_path)] == ["two.png"]
+    assert re.search(r"^skipped: \S+one\.pts does not hold 68 points between braces", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- one packed array

@@ -85,13 +85,14 @@ class SeesFaces(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(6400, 32, generator=torch.Generator().manual_seed(0)) / 80)
+        self.head = nn.Identity()
         self.seen: list[Tensor] = []
 
     def forward(self, faces: Tensor) -> Tensor:
         self.seen.append(faces)
         return faces.flatten(1) @ self.weight
 
-    raw = forward
+    raw = features = forward
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -486,6 +487,18 @@ def test_batch_step_embeds_each_image_once_and_remembers_it():
     assert loss.requires_grad and right.shape == (5,) and right.dtype == torch.bool
 
 
+def test_the_triplet_loss_is_that_of_the_embeddings_and_of_the_features_before_the_head():
+    course, rows = toy_course([4] * 6), torch.arange(24)
+    course.model = SeesFaces()
+    course.model.head = nn.Linear(32, 32)
+    loss, _ = fr.batch_step(course, rows, torch.Generator().manual_seed(0))
+    features = course.model.seen[0].flatten(1) @ course.model.weight
+    expected = [course.loss(vectors, course.people.people) for vectors in (features, course.model.head(features))]
+    torch.testing.assert_close(loss, sum(expected))
+    loss.backward()
+    assert course.model.weight.grad.any() and course.model.head.weight.grad.any()
+
+
 def test_in_use_an_embedding_is_of_the_face_and_its_mirror_image():
     faces = torch.rand(2, 1, 80, 80)
     model = fr.Recogniser().eval()
@@ -560,6 +573,27 @@ def test_hard_only_counts_what_is_wrong():
     loss = fr.smooth_triplet_loss(told_apart, people, 16.0, 0.1, hard_only=True)
     loss.backward()
     assert float(loss) == 0 and not told_apart.grad.any()
+
+
+def test_hard_only_reaches_the_loss_of_a_training():
+    rows = torch.arange(24)
+    losses = []
+    for hard_only in (False, True):
+        course = toy_course([4] * 6, hard_only=hard_only)
+        course.model = SeesFaces()
+        losses.append(float(fr.batch_step(course, rows, torch.Generator().manual_seed(0))[0].detach()))
+    features = course.model.seen[0].flatten(1) @ course.model.weight
+    expected = 2 * fr.smooth_triplet_loss(F.normalize(features, dim=1), course.people.people, course.settings.scale,
+                                          course.settings.margin, hard_only=True)  # fmt: skip
+    assert losses[1] == pytest.approx(float(expected.detach()), rel=1e-4) and losses[1] > losses[0]
+
+
+def test_the_triplet_loss_is_computed_in_float32_under_autocast():
+    embeddings, people = random_unit(24, 32).float(), torch.arange(6).repeat_interleave(4)
+    loss = fr.make_loss(fr.Settings(), people=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = loss(embeddings, people)
+    assert torch.equal(under_autocast, loss(embeddings, people))
 
 
 def test_the_hardest_triplets_are_those_of_a_plain_search():
@@ -1035,6 +1069,42 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytes
     assert all(0 <= value <= 1 for value in metadata["measured"].values())
 
 
+def test_ctrl_c_before_anything_is_saved_promises_nothing(workplace: Path, toy_backbone, monkeypatch, capsys):
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fr, "plan_epoch", stopped)
+    assert fr.main(["train", "--device", "cpu", "--epochs", "1"]) == 130
+    assert "saved" not in capsys.readouterr().out
+
+
+def test_training_ends_with_the_command_that_comes_next(workplace: Path, toy_backbone, capsys):
+    arguments = ["train", "--device", "cpu", "--epochs", "1", "--batch-size", "32", "--recogniser"]
+    assert fr.main([*arguments, "weights/recognition.safetensors"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("train-verify")
+    assert fr.main([*arguments, "mine.safetensors"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("train-verify --recogniser mine.safetensors")
+
+
+def test_train_prepares_what_data_names_each_time_and_the_recorded_run_can_be_repeated(
+    prepared: Path, tmp_path: Path, toy_backbone, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    folder = prepared / "drawn_faces"
+    shutil.copytree(folder, "first")
+    shutil.copytree(folder, "second")
+    for person in sorted(Path("second").iterdir())[:8]:
+        shutil.rmtree(person)
+    arguments = ["train", "--device", "cpu", "--dry-run", "--batch-size", "32"]
+    for data, people in (("first", 40), ("second", 32)):
+        assert fr.main([*arguments, "--data", data]) == 0
+        assert len(datasets.load_faces("data/recognition").names) == people
+    assert fr.main(["prepare", "--data", "second", "--image-size", "48", "--color", "--prepared", "other"]) == 0
+    assert fr.main([*arguments, "--prepared", "other"]) == 0
+    assert fr.main([*arguments, "--config", "other/dry_run/config.yaml"]) == 0
+    assert "error" not in capsys.readouterr().err
+
+
 def test_time_limit_ends_a_training_at_a_low_learning_rate(workplace: Path, toy_backbone, monkeypatch):
     quarters = itertools.count()  # of a second
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(quarters) / 4))
@@ -1184,6 +1254,13 @@ def test_visualize_draws_a_map(prepared: Path, workplace_with_weights: Path, cap
     assert "person 1" in Path("map/map.html").read_text(encoding="utf-8") and Image.open("map/map.png").width > 300
 
 
+def test_an_export_that_gives_other_numbers_is_an_error(workplace_with_weights: Path, monkeypatch, capsys):
+    for difference in (0.01, math.nan):
+        monkeypatch.setattr(fr.export, "check_export", lambda *arguments, difference=difference: difference)
+        assert fr.main(["export", "--format", "torchscript", "--output", "model.pt"]) == 2
+        assert "model.pt gives other embeddings than PyTorch" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["onnx", "torchscript"])
 def test_export_agrees_with_pytorch(workplace_with_weights: Path, capsys: pytest.CaptureFixture, form: str):
     if form == "onnx":
@@ -1234,6 +1311,7 @@ def assert_error(arguments: Sequence[str], message: str, capsys: pytest.CaptureF
     (["train", "--resume"], "no training called triplet-resnet18 under outputs/ to resume"),
     (["train", "--init", "no.safetensors"], "no.safetensors is missing"),
     (["train", "--loss", "cosface", "--reference"], "--reference is a triplet loss"),
+    (["train", "--scale", "8", "--reference"], "--reference is a triplet loss without a scale"),
     (["train", "--prepared", "data/recognition", "--image-size", "100"], "has other faces, 80x80 grey"),
     (["compare", "text.jpg", "data/someone"], "recognition.safetensors is missing"),
     (["train", "--loss", "cosface", "--hard-only"], "--hard-only goes with the loss triplet"),
@@ -1287,7 +1365,13 @@ def test_too_few_people_to_learn_from_is_said(prepared: Path, tmp_path: Path, mo
         shutil.copytree(drawn_photo(prepared, person, 1).parent, tmp_path / "photos" / f"Person {person}")
     assert fr.main(["prepare", "--data", "photos"]) == 0
     capsys.readouterr()
-    assert_error(["train", "--device", "cpu"], "prepare more data", capsys)
+    assert_error(["train", "--device", "cpu"], "with 20 such people there are enough for all parts", capsys)
+    for person in range(4, 14):
+        shutil.copytree(drawn_photo(prepared, person, 1).parent, tmp_path / "photos" / f"Person {person}")
+    assert fr.main(["prepare", "--data", "photos"]) == 0
+    capsys.readouterr()
+    assert_error(["train", "--device", "cpu"], "people for test", capsys)
+    assert not Path("outputs").exists(), "said before the training, not after it"
 
 
 def test_another_split_is_noted(faces: FaceSet, prepared: Path, capsys: pytest.CaptureFixture):

@@ -419,6 +419,13 @@ def test_what_a_course_saves_besides_comes_back(tmp_path: Path):
         with_memory(torch.zeros(5)).load()
 
 
+def test_other_data_of_the_same_size_are_not_resumed(never_stopped: training.Course):
+    other = new_course(never_stopped.folder)
+    other.data = "the digest of other photos"
+    with pytest.raises(InputError, match="other settings or data"):
+        other.load()
+
+
 @pytest.mark.parametrize(("scores", "best"), [
     ([0.5, 0.9, 0.4], 2),
     ([0.9, 0.9, 0.9], 1),
