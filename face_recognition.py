@@ -790,6 +790,7 @@ def measure(verifier: Verifier, embeddings: Tensor, part: Part) -> tuple[dict, n
         report[name] = float(np.mean(values))
         report[f"{name}_interval"] = list(metrics.people_interval(values, whose, random))
     report["balanced_accuracy_at"] = accuracy_at_thresholds(scores, same)
+    report["effective_dimensions"] = metrics.effective_dimensions(vectors)
     return report | {"people": len(np.unique(people)), "images": len(people), "pairs": len(same)}, scores, same
 
 
@@ -1025,6 +1026,8 @@ def print_report(report: dict) -> None:
             print(f"{name:18} not with a single fold")
     at = "  ".join(f"{score}: {accuracy:.3f}" for score, accuracy in report["balanced_accuracy_at"].items())
     print(f"balanced_accuracy at score  {at}")
+    if "effective_dimensions" in report:
+        print(f"the embeddings vary in {report['effective_dimensions']:.1f} dimensions")
     counts = ", ".join(f"{report[name]} {name}" for name in ("people", "images", "pairs"))
     print(f"{counts}; in brackets 95 % intervals, by resampling people")
 

@@ -215,6 +215,16 @@ def one_of_eleven(
     return correct, people[anchors]
 
 
+def effective_dimensions(embeddings: np.ndarray) -> float:
+    """How many dimensions the embeddings (N, D) really use: 1 on a line, D where all directions vary alike.
+
+    The participation ratio (Σλ)² / Σλ² of the eigenvalues λ of their covariance (Gao et al. 2017). Training can leave
+    it far below D, and what lies along the other directions is lost.
+    """
+    covariance = np.cov(np.asarray(embeddings, np.float64), rowvar=False)
+    return float(np.trace(covariance) ** 2 / np.square(covariance).sum())
+
+
 def _squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances of (B, D) to (N, D): (B, N)."""
     return np.sum(rows**2, axis=1)[:, None] - 2 * rows @ columns.T + np.sum(columns**2, axis=1)

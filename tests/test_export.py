@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facekit import export
+import face_recognition
+from facekit import backbones, export
 from facekit.files import InputError
 
 SIZE = 16
@@ -196,3 +198,13 @@ def test_description_is_text_that_a_stranger_can_follow():
     assert "(B, 3, 112, 112)" in colour["preprocessing"] and "(B, 128)" in colour["preprocessing"]
     assert grey["colour"] == "greyscale" and colour["colour"] == "RGB"
     assert "length 1" in grey["output"] and "length 1" not in colour["output"]
+
+
+@pytest.mark.parametrize("form", sorted(export.EXPORTS))
+@pytest.mark.parametrize("backbone", sorted(backbones.BACKBONES))
+def test_every_backbone_is_exported_for_any_number_of_faces(backbone: str, form: str, tmp_path: Path):
+    model = face_recognition.Recogniser(backbone, embedding_size=16, image_size=48, color=True).eval()
+    path = tmp_path / f"model.{form}"
+    export.EXPORTS[form](model, path, {"colour": "RGB"}, channels=3, image_size=48)
+    for count in (1, 3):
+        assert export.check_export(model, path, torch.rand(count, 3, 48, 48)) < 1e-5

@@ -505,3 +505,13 @@ def test_report_states_no_number_that_the_pairs_cannot_give():
     assert report["tar_at_far_0.01"] is not None
     for name in ("accuracy", "tar_at_far_0.001"):  # one fold; 999 different-person pairs
         assert report[name] is None and report[f"{name}_interval"] is None
+
+
+def test_effective_dimensions_count_directions_that_vary():
+    random = np.random.default_rng(0)
+    turn = np.linalg.qr(random.normal(size=(32, 32)))[0]
+    for used in (1, 6, 32):
+        vectors = random.normal(size=(20_000, 32)) * (np.arange(32) < used) @ turn + 5
+        assert metrics.effective_dimensions(vectors) == pytest.approx(used, rel=0.02)
+    two = random.normal(size=(50_000, 2)) * (3, 1)  # variances 9 and 1
+    assert metrics.effective_dimensions(two) == pytest.approx(10**2 / (81 + 1), rel=0.03)

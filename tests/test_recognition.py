@@ -1271,17 +1271,18 @@ def test_export_agrees_with_pytorch(workplace_with_weights: Path, capsys: pytest
     assert said.startswith(f"model.{form}: embeddings of 32 drawn faces") and 0 < difference < 1e-4
 
 
-def test_another_backbone_goes_through_all_commands(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("backbone", ["mobilefacenet", "mamba"])
+def test_another_backbone_goes_through_all_commands(backbone: str, tmp_path: Path, monkeypatch, capsys):
     """Its crops, larger and in colour, are stored in the weights and obeyed by the commands that follow."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--data", "synthetic", "--drawn-people", "40", "--image-size", "48", "--embedding-size", "16"]
-    training_on = ["train", *arguments, "--backbone", "mobilefacenet", "--loss", "arcface", "--epochs", "1"]
+    training_on = ["train", *arguments, "--backbone", backbone, "--loss", "arcface", "--epochs", "1"]
     assert fr.main([*training_on, "--batch-size", "32", "--device", "cpu", "--tensorboard", "events"]) == 0
     assert "drawing 40 people" in capsys.readouterr().out
     assert datasets.load_faces("data/recognition-synthetic-48-color").images.shape[1:] == (3, 48, 48)
     model = fr.load_recogniser(device="cpu")
     assert (model.image_size, model.color, model.embedding_size) == (48, True, 16)
-    assert model.metadata["settings"]["loss"] == "arcface" and model.metadata["architecture"] == "mobilefacenet-16"
+    assert model.metadata["settings"]["loss"] == "arcface" and model.metadata["architecture"] == f"{backbone}-16"
 
     assert fr.main(["train-verify", "--prepared", "data/recognition-synthetic-48-color"]) == 0
     assert fr.main(["evaluate", "--prepared", "data/recognition-synthetic-48-color", "--json"]) == 0
