@@ -203,8 +203,9 @@ def test_description_is_text_that_a_stranger_can_follow():
 @pytest.mark.parametrize("form", sorted(export.EXPORTS))
 @pytest.mark.parametrize("backbone", sorted(backbones.BACKBONES))
 def test_every_backbone_is_exported_for_any_number_of_faces(backbone: str, form: str, tmp_path: Path):
-    model = face_recognition.Recogniser(backbone, embedding_size=16, image_size=48, color=True).eval()
+    size = 16 if backbone == "mamba" else 48  # the export of mamba takes minutes for large faces
+    model = face_recognition.Recogniser(backbone, embedding_size=16, image_size=size, color=True).eval()
     path = tmp_path / f"model.{form}"
-    export.EXPORTS[form](model, path, {"colour": "RGB"}, channels=3, image_size=48)
+    export.EXPORTS[form](model, path, {"colour": "RGB"}, channels=3, image_size=size)
     for count in (1, 3):
-        assert export.check_export(model, path, torch.rand(count, 3, 48, 48)) < 1e-5
+        assert export.check_export(model, path, torch.rand(count, 3, size, size)) < 1e-5

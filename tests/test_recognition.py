@@ -754,6 +754,33 @@ def test_naming_thresholds_hold_strangers_to_the_share_and_grow_with_the_gallery
     assert 0.02 < np.mean(named) < 0.25  # 0.1, but for these ten people and not on average
 
 
+def test_naming_thresholds_are_chosen_in_the_data_set_where_strangers_are_hardest():
+    part = fr.Part(toy_faces([2] * 240), "train", CPU)
+    assert [len(people) for people in fr.one_set_each(part)] == [240]
+    part.sources = ["a" if person < 120 else "b" for person in part.people.tolist()]
+    a, b = fr.one_set_each(part)
+    assert (sorted(a), sorted(b)) == (list(range(120)), list(range(120, 240)))
+    assert all(part.people[rows].tolist() == [person] * 2 for person, rows in (a | b).items())
+
+    random = np.random.default_rng(0)
+    told = random.normal(size=(240, 8))[part.people] + 0.1 * random.normal(size=(480, 8))
+    told[240:, 4:] *= 0.2  # the people of b are more alike
+    far_apart = np.repeat([[9.0], [-9.0]], 240, axis=0)
+    embeddings = torch.from_numpy(np.hstack([told, far_apart])).float()
+
+    def nearness(first: Tensor, second: Tensor) -> Tensor:
+        return -(first - second).norm(dim=-1)
+
+    each = fr.choose_naming_thresholds(nearness, embeddings, part, share=0.1)
+    part.sources = ["one set"] * 480
+    together = fr.choose_naming_thresholds(nearness, embeddings, part, share=0.1)
+    part.sources = ["b" if person >= 120 else f"small set {person}" for person in part.people.tolist()]
+    only_b = fr.choose_naming_thresholds(nearness, embeddings, part, share=0.1)
+    for size in ("10", "30"):
+        assert each[size] > together[size] and each[size] == pytest.approx(only_b[size], rel=0.1)
+
+
+
 
 @pytest.mark.parametrize(("accuracies", "stops"), [
     ([], False),

@@ -332,7 +332,7 @@ def never_stopped(tmp_path: Path, no_charts: None) -> training.Course:
 def checkpoint_of(course: training.Course) -> dict:
     """All tensors and numbers that are saved, but for the time it took."""
     state = training.load_checkpoint(course.folder / "checkpoint.pt", CPU)
-    del state["seconds"], state["settings"]
+    del state["seconds"], state["settings"], state["data"]
     state["history"] = [{name: value for name, value in row.items() if name != "minutes"} for row in state["history"]]
     return state
 
