@@ -1006,7 +1006,8 @@ def command_people(args: argparse.Namespace) -> int:
 
 def command_evaluate_people(args: argparse.Namespace) -> int:
     chain = chosen_chain(args)
-    chain.detector.size = args.size or chain.detector.size
+    if args.size:
+        chain.detector.size = args.size
     report, probe_scores, stranger_scores = measure_people(chain, args)
     charts.det_chart(probe_scores, stranger_scores, report["threshold"], args.charts / "det.png")
     if args.json:

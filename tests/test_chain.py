@@ -714,9 +714,9 @@ def through_pipes(arguments: list[str], typed: bytes = b"", listen: bool = True)
 
 
 def answers_of(output: str) -> list[str]:
-    """The lines without prompts and without the sentence on the gallery."""
+    """The lines without prompts and without the sentences on gallery and threshold."""
     lines = output.replace("Image path: ", "\n").splitlines()
-    return [line for line in lines if line.strip() and "people are known" not in line]
+    return [line for line in lines if line.strip() and not re.search("people are known|gets a name from", line)]
 
 
 @needs_fork
@@ -759,6 +759,16 @@ def test_without_a_command_the_loop_starts(people, run, monkeypatch, arguments: 
     typed_lines(monkeypatch, save_photo("photo.png", ADA))
     status, output, _ = run(*arguments)
     assert status == 0 and answers_of(output) == ["result: Ada: 0.98", "saved to img_output.png"]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ([], "from score 0.500 on: one stranger in a hundred gets there. Running on cpu"),
+    (["--threshold", "0.99"], "from score 0.990 on. Running on cpu"),
+    (["--far", "0.001"], "from score 0.970 on: of the pairs of two strangers 0.1% get there. Running on cpu"),
+])  # fmt: skip
+def test_the_loop_says_from_which_score_on_a_name_is_given(people, run, monkeypatch, arguments: list[str], said: str):
+    typed_lines(monkeypatch)
+    assert f"A face gets a name {said}" in run(*arguments)[1]
 
 
 @pytest.mark.parametrize(("arguments", "name"), [
