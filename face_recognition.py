@@ -828,10 +828,14 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     named, counted and left out.
     """
     pairs = metrics.read_lfw_pairs(args.pairs)  # (name, number, name, number, same, fold)
+    crops = {}
     photos = sorted({pair[i : i + 2] for pair in pairs for i in (0, 2)})
-    path_of = {photo: lfw_photo(args.images, *photo) for photo in photos}
-    crop_of = readable_crops(model, list(path_of.values()), args)
-    crops = {photo: crop_of[path] for photo, path in path_of.items() if path in crop_of}
+    for photo in tqdm(photos, "reading", leave=False, disable=None):
+        try:
+            path = lfw_photo(args.images, *photo)
+            crops[photo] = face_pixels(path, model.image_size, args.center_crop, model.color, args.max_pixels)
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
     usable = [pair for pair in pairs if pair[:2] in crops and pair[2:4] in crops]
     if len({pair[4] for pair in usable}) < 2:
         raise InputError(f"{args.images} lacks the photos of {args.pairs}: give the folder with one folder per person.")
