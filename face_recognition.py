@@ -139,8 +139,7 @@ class Recogniser(nn.Module):
     """Faces (B, C, S, S) in 0..1 -> embeddings (B, D): ResNet18 (He et al. 2016), or another backbone.
 
     `normalised`: embeddings of length 1, so that their distance depends on the angle alone; and in use, though not in
-    training, each is the mean of a face and its mirror image (so 76.4 % instead of 75.3 % of validation faces are
-    nearer to their own person than to ten strangers).
+    training, each is the mean of a face and its mirror image.
     """
 
     def __init__(self, backbone: str = "resnet18", embedding_size: int = EMBEDDING_SIZE, image_size: int = IMAGE_SIZE,

@@ -920,9 +920,9 @@ def gallery_sentence(gallery: Gallery, args: argparse.Namespace) -> str:
 
 def threshold_sentence(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> str:
     """What the scores mean, and where the models run."""
-    reached_by = ": one stranger in a hundred gets there" if args.threshold is None else ""
+    reached_by = ": one stranger in a hundred got there when it was chosen" if args.threshold is None else ""
     if args.far and args.threshold is None:
-        reached_by = f": of the pairs of two strangers {float(args.far):.1%} get there"
+        reached_by = f": {float(args.far):.1%} of the pairs of strangers got there when it was chosen"
     return (f"A face gets a name from score {working_threshold(chain, gallery, args):.3f} on{reached_by}. "
             f"Running on {training.describe(next(chain.verifier.parameters()).device)}.")  # fmt: skip
 
