@@ -920,9 +920,10 @@ def gallery_sentence(gallery: Gallery, args: argparse.Namespace) -> str:
 
 def threshold_sentence(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> str:
     """What the scores mean, and where the models run."""
-    reached_by = ": one stranger in a hundred got there when it was chosen" if args.threshold is None else ""
-    if args.far and args.threshold is None:
-        reached_by = f": {float(args.far):.1%} of the pairs of strangers got there when it was chosen"
+    reached_by = ""
+    if args.threshold is None:
+        who = f"{float(args.far):.1%} of the pairs of strangers" if args.far else "one stranger in a hundred"
+        reached_by = f": {who} got there when it was chosen"
     return (f"A face gets a name from score {working_threshold(chain, gallery, args):.3f} on{reached_by}. "
             f"Running on {training.describe(next(chain.verifier.parameters()).device)}.")  # fmt: skip
 
