@@ -764,7 +764,7 @@ def test_without_a_command_the_loop_starts(people, run, monkeypatch, arguments: 
 @pytest.mark.parametrize(("arguments", "said"), [
     ([], "from score 0.500 on: one stranger in a hundred got there when it was chosen. Running on cpu"),
     (["--threshold", "0.99"], "from score 0.990 on. Running on cpu"),
-    (["--far", "0.001"], "from score 0.970 on: 0.1% of the pairs of strangers got there when it was chosen. Running on cpu"),
+    (["--far", "0.001"], "from score 0.970 on: 0.1% of the pairs of strangers got there when it was chosen. Running"),
 ])  # fmt: skip
 def test_the_loop_says_from_which_score_on_a_name_is_given(people, run, monkeypatch, arguments: list[str], said: str):
     typed_lines(monkeypatch)
