@@ -469,7 +469,7 @@ def finish_epoch(course: Course, validation: Part) -> None:
     """Measures the validation people; the weights are kept if they are the best."""
     rows = few_of_each(validation)
     embeddings = embed(course.model, validation.images[rows], course.precision)
-    accuracy = one_of_eleven(embeddings, validation.people[rows])
+    accuracy = float(one_of_eleven(embeddings, validation.people[rows])[0].mean())
     if course.events:
         hardest = rows[hardest_triplets(embeddings, validation.people[rows], count=16).cpu()]  # (16, 3)
         mosaic = torch.cat([torch.cat([*validation.images[triplet]], dim=2) for triplet in hardest], dim=1)
@@ -519,14 +519,15 @@ def few_of_each(people: Part) -> np.ndarray:
     return np.concatenate([photos[:4] for photos in people.photos_of.values()])
 
 
-def one_of_eleven(embeddings: Tensor, people: Tensor) -> float:
-    """Share of images nearer to another one of their person than to ten strangers; (N, D) and (N,).
+def one_of_eleven(embeddings: Tensor, people: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """How often each image is nearer to another one of its person than to ten strangers (A,), and whose it is (A,).
 
-    The mean over ten draws of positives and strangers: a single one is too uncertain to choose an epoch by.
+    embeddings (N, D), people (N,); the A images are of people with two at least. The mean over ten draws of positives
+    and strangers: a single one is too uncertain to choose an epoch by.
     """
     vectors, whose = embeddings.cpu().numpy(), people.cpu().numpy()
-    draws = [metrics.one_of_eleven(vectors, whose, np.random.default_rng(seed))[0] for seed in range(10)]
-    return float(np.mean(draws))
+    draws = [metrics.one_of_eleven(vectors, whose, np.random.default_rng(seed)) for seed in range(10)]
+    return np.mean([right for right, _ in draws], axis=0), draws[0][1]
 
 
 def hardest_triplets(embeddings: Tensor, people: Tensor, count: int) -> Tensor:
@@ -688,7 +689,6 @@ def stranger_scores(verifier: Callable, embeddings: Tensor, photos_of: dict[int,
 
 def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measured: dict) -> None:
     """Writes the weights, and all that is needed to load them and to know where they come from."""
-    about_data = {name: faces.summary[name] for name in ("people", "images", "sources", "splits", "split_digest")}
     model, settings, size = course.model, course.settings, course.settings.embedding_size
     training.save_weights(path, model, {
         "architecture": f"{'resnet18-256-128' if settings.backbone == 'resnet18' else settings.backbone}-{size}",
@@ -696,12 +696,17 @@ def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measure
         "embedding_size": size,
         "normalised": model.normalised,
         "crop": {"size": model.image_size, "color": model.color, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]},
-        "data": about_data,
+        "data": about_data(faces),
         "settings": asdict(settings),
         "epoch": course.best_epoch,
         "minutes": round(course.seconds / 60, 1),
         "measured": measured,
     })  # fmt: skip
+
+
+def about_data(faces: datasets.FaceSet) -> dict:
+    """How many people and images of which data sets were prepared, and a digest of their split."""
+    return {name: faces.summary[name] for name in ("people", "images", "sources", "splits", "split_digest")}
 
 
 def load_recogniser(path: str | Path = RECOGNISER, device: str = "auto") -> Recogniser:
@@ -805,7 +810,7 @@ def measure(verifier: Verifier, embeddings: Tensor, part: Part) -> tuple[dict, n
     report = metrics.verification_report(scores, same, people[first], people[second], folds, random)
 
     queries = metrics.retrieval_per_query(vectors, people)
-    right, anchor_people = metrics.one_of_eleven(vectors, people, random)
+    right, anchor_people = one_of_eleven(embeddings, part.people)
     each = {name: (queries[name], queries["people"]) for name in ("recall_at_1", "r_precision", "map_at_r")}
     for name, (values, whose) in {"one_of_eleven": (right, anchor_people), **each}.items():
         report[name] = float(np.mean(values))
@@ -843,9 +848,10 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     first_people, second_people, same, folds = (np.array([pair[i] for pair in usable]) for i in (0, 2, 4, 5))
     embeddings = embed(model, np.stack(list(crops.values())), args.precision, args.tta)
     scores = score_pairs(verifier, embeddings, first, second)
-    report = metrics.verification_report(
-        scores, same, first_people, second_people, folds, np.random.default_rng(0)
-    )
+    try:
+        report = metrics.verification_report(scores, same, first_people, second_people, folds, np.random.default_rng(0))
+    except ValueError as error:
+        raise InputError(f"{args.pairs} cannot be measured: {error}.") from None
     if len(np.unique(folds)) > 1:
         report["standard_error"] = metrics.ten_fold_accuracy(scores, same, folds)[1]
     report["balanced_accuracy_at"] = accuracy_at_thresholds(scores, same)
@@ -865,9 +871,14 @@ def lfw_photo(folder: Path, name: str, number: int) -> Path:
 
 
 def command_download(args: argparse.Namespace) -> int:
+    failed = 0
     for name in datasets.KNOWN if args.name == "all" else [args.name]:
-        print(f"{name}: {datasets.download(name)}")
-    return 0
+        try:
+            print(f"{name}: {datasets.download(name)}")
+        except InputError as error:  # the others may work
+            print(f"error: {error}", file=sys.stderr)
+            failed = 2
+    return failed
 
 
 def command_prepare(args: argparse.Namespace) -> int:
@@ -886,6 +897,8 @@ def prepared_folder(image_size: int | None, color: bool | None, data: Sequence[P
 def prepare(args: argparse.Namespace) -> None:
     """Finds the photos, or draws some, and packs them into the folder args.prepared."""
     if args.data and args.data != [SYNTHETIC]:
+        if args.drawn_people:
+            raise InputError("--drawn-people draws faces instead of reading photos: leave it out, or --data.")
         photos = [photo for root in args.data for photo in datasets.folder_of_folders(root, args.center_crop)]
     else:
         photos = datasets.find_known() if args.drawn_people is None and not args.data else []
@@ -900,20 +913,26 @@ def prepare(args: argparse.Namespace) -> None:
                                   max_pixels=args.max_pixels)  # fmt: skip
     for source, counts in summary["sources"].items():
         print(f"{source}: {counts['images']} images of {counts['people']} people")
-    for skipped in summary["skipped"][:10]:
-        print(f"skipped {skipped['file']}: {skipped['why']}")
-    if summary["skipped"][10:]:
-        print(f"skipped {len(summary['skipped']) - 10} more, see {args.prepared / 'skipped.csv'}")
+    commands.print_skipped(summary, args.prepared)
     parts = ", ".join(f"{counts['people']} people for {name}" for name, counts in summary["splits"].items())
     print(f"{summary['images']} images of {summary['people']} people, {summary['people_with_one_image']} of them with "
           f"one image; {len(summary['skipped'])} files skipped; {parts}.")  # fmt: skip
     print(f"What the model will see: {args.prepared}/contact_sheet_*.png")
 
 
+def load_prepared(folder: Path, image_size: int, color: bool) -> datasets.FaceSet:
+    """InputError, which says how to prepare such faces, when there are none."""
+    if not folder.exists():
+        size = f" --image-size {image_size}" if image_size != IMAGE_SIZE else ""
+        raise InputError(f"{folder} is missing: python3 face_recognition.py prepare{size}{' --color' if color else ''}"
+                         f" --prepared {folder}")  # fmt: skip
+    return datasets.load_faces(folder)
+
+
 def prepared_for(model: Recogniser, args: argparse.Namespace) -> datasets.FaceSet:
     """The prepared faces, cut as the recogniser needs them."""
     folder = args.prepared or prepared_folder(model.image_size, model.color)
-    faces = datasets.load_faces(folder)
+    faces = load_prepared(folder, model.image_size, model.color)
     if faces.images.shape[1:] != (3 if model.color else 1, model.image_size, model.image_size):
         raise InputError(f"{args.recogniser} needs other faces than {folder} has: prepare --image-size "
                          f"{model.image_size}{' --color' if model.color else ''} into another folder.")  # fmt: skip
@@ -945,7 +964,8 @@ def command_train(args: argparse.Namespace) -> int:
     args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
     if args.data and not args.resume:
         prepare(args)
-    faces, device = datasets.load_faces(args.prepared), training.choose_device(args.device)
+    faces = load_prepared(args.prepared, args.image_size, args.color)
+    device = training.choose_device(args.device)
     channels, _, size = faces.images.shape[1:]
     if asked_size not in (None, size) or asked_color not in (None, channels == 3):
         raise InputError(f"{args.prepared} has other faces, {size}x{size} {'in colour' if channels == 3 else 'grey'}: "
@@ -957,8 +977,8 @@ def command_train(args: argparse.Namespace) -> int:
               f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
                        args.tensorboard)  # fmt: skip
-        rows = few_of_each(test)
-        accuracy = one_of_eleven(embed(course.model, test.images[rows], args.precision), test.people[rows])
+        embeddings = embed(course.model, test.images, args.precision)
+        accuracy = float(one_of_eleven(embeddings, test.people)[0].mean())
         measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
         weights = folder / "recognition.safetensors"
         save_recogniser(weights, course, faces, measured)
@@ -966,14 +986,15 @@ def command_train(args: argparse.Namespace) -> int:
               f"(best epoch: {course.best_epoch}).\nHistory: {folder / 'history.png'}; weights: {weights}")  # fmt: skip
         if not args.dry_run:
             save_recogniser(args.recogniser, course, faces, measured)
-            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{next_flags(args)}")
+            flags = changed_paths(args, prepared=prepared_folder(size, channels == 3), recogniser=RECOGNISER)
+            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}")
     return 0
 
 
-def next_flags(args: argparse.Namespace) -> str:
-    """The switches that train-verify needs after this training, if any."""
-    usual = {"prepared": prepared_folder(args.image_size, args.color), "recogniser": RECOGNISER}
-    return "".join(f" --{name} {vars(args)[name]}" for name, path in usual.items() if vars(args)[name] != path)
+def changed_paths(args: argparse.Namespace, **usual: Path) -> str:
+    """The switches that the next command needs because these paths are not the usual ones."""
+    chosen = {name: getattr(args, name) or path for name, path in usual.items()}
+    return "".join(f" --{name} {path}" for name, path in chosen.items() if path != usual[name])
 
 
 def command_train_verify(args: argparse.Namespace) -> int:
@@ -994,19 +1015,24 @@ def command_train_verify(args: argparse.Namespace) -> int:
     accuracy = metrics.balanced_accuracy(scores, same)
     strangers = score_pairs(verifier, test, *all_strangers(part))
     print(f"Test people: {accuracy:.1%} of {len(same)} pairs right at score 0.5 (mean of same and different pairs).")
+    pairs_to_choose_by = len(all_strangers(parts["validation"])[0])
     for far, threshold in thresholds.items():
+        if pairs_to_choose_by * float(far) < 1:
+            print(f"Note: {pairs_to_choose_by} pairs of strangers are too few to choose a score for {float(far):.1%}.")
         print(f"A false-accept rate of {float(far):.1%} was asked for: score {threshold:.3f}; on test people "
               f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
               f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
     training.save_weights(args.verifier, verifier, {
         "architecture": f"linear-{model.embedding_size}", "seed": args.seed,
         "thresholds": thresholds, "naming_thresholds": naming,
-        "data": model.metadata["data"], "recogniser_digest": training.digest(args.recogniser),
+        "data": about_data(faces), "recogniser_digest": training.digest(args.recogniser),
         "measured": {"balanced_accuracy_test": round(accuracy, 4)},
     })  # fmt: skip
     sizes = ", ".join(f"{threshold:.3f} with {size}" for size, threshold in naming["score"].items())
+    flags = changed_paths(args, prepared=prepared_folder(model.image_size, model.color), recogniser=RECOGNISER,
+                          verifier=VERIFIER)  # fmt: skip
     print(f"To name a face, at most 1 % of strangers getting a name: score {sizes} people enrolled.\n"
-          f"Weights: {args.verifier}")  # fmt: skip
+          f"Weights: {args.verifier}. To measure all: evaluate{flags}")  # fmt: skip
     return 0
 
 
@@ -1085,17 +1111,18 @@ def command_compare(args: argparse.Namespace) -> int:
 
 def command_identify(args: argparse.Namespace) -> int:
     model, verifier = chosen_models(args)
-    person_of = {photo.path: photo.person for photo in datasets.folder_of_folders(args.gallery)}
-    known = readable_crops(model, list(person_of), args)
+    known = readable_crops(model, [photo.path for photo in datasets.folder_of_folders(args.gallery)], args)
     asked = readable_crops(model, photos_in(args.photos), args)
-    names = [person_of[path] for path in known]
+    names = [path.relative_to(args.gallery).parts[0] for path in known]
     gallery, probes = (embed(model, np.stack(list(crops.values())), tta=args.tta) for crops in (known, asked))
     similarity = verifier if args.by == "score" else cosine
     threshold = verifier.naming_threshold(len(set(names)), args.by) if args.threshold is None else args.threshold
     rows = []
     for path, (name, ranked) in zip(asked, identify(similarity, gallery, names, probes, threshold)):
-        best = [f"{person} {value:.3f}" for person, value in ranked[: args.top]]
-        rows.append({"photo": str(path), "name": name or "Unknown", f"best by {args.by}": ", ".join(best)})
+        best = ", ".join(f"{person} {value:.3f}" for person, value in ranked[: args.top])
+        row = {"photo": str(path), "name": name or "Unknown", f"best by {args.by}": best}
+        candidates = [{"name": person, args.by: value} for person, value in ranked[: args.top]]
+        rows.append({"photo": str(path), "name": name, "candidates": candidates} if args.json else row)
     commands.print_table(rows, args)
     return 0
 
@@ -1115,6 +1142,8 @@ def command_visualize(args: argparse.Namespace) -> int:
 def command_export(args: argparse.Namespace) -> int:
     model = load_recogniser(args.recogniser, "cpu")
     path = args.output or args.recogniser.with_suffix({"onnx": ".onnx", "torchscript": ".pt"}[args.format])
+    if (path.suffix == ".onnx") != (args.format == "onnx"):
+        raise InputError(f"{path}: only a file of --format onnx can, and has to, be named .onnx.")
     channels, about = 3 if model.color else 1, model.metadata
     description = export.describe(about["architecture"], channels, model.image_size, model.embedding_size,
                                   model.normalised, about["crop"])  # fmt: skip
@@ -1164,7 +1193,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub = command("download", command_download, "Get a public data set into dataset/.")
     sub.add_argument("name", choices=[*datasets.KNOWN, "all"])
 
-    command("prepare", command_prepare, "Find photos, cut them to faces, split the people.",
+    command("prepare", command_prepare, "Find face crops, scale them, split the people.",
             "--prepared", *PREPARING, "--seed")  # fmt: skip
 
     sub = command("train", command_train, "Train the recogniser; with --data prepare first.",

@@ -3,6 +3,7 @@
     python3 fasterrcnn_face_recognition.py                   asks for photos: type a path, get the names
     python3 fasterrcnn_face_recognition.py recognize PATH    the same for files and folders
     python3 fasterrcnn_face_recognition.py enroll NAME PHOTO, forget NAME, people
+    python3 fasterrcnn_face_recognition.py cut FOLDER DIR    its largest faces as crops, to train the recogniser on
 
     python3 fasterrcnn_face_recognition.py prepare           photos with boxes -> data/detection/, split by photo
     python3 fasterrcnn_face_recognition.py train             -> weights/detection.safetensors: photo -> boxes, scores
@@ -21,7 +22,7 @@ scenes.
 Faster R-CNN (Ren et al. 2015) is torchvision's; what is small enough for a CPU is ours: a backbone of residual blocks
 with features at strides 4, 8, 16 and 32 (pyramid of Lin et al. 2017), two anchors a place from 12 to 320 pixels, all of
 them a little higher than wide as faces are, and a box head of two layers. The backbone sees a photo once; the region
-proposal network scores every anchor; the best 150 are cut out of the features and judged again by the box head.
+proposal network scores every anchor; the best 200 are cut out of the features and judged again by the box head.
 
 Training sees random crops in which faces are from 6 pixels to most of the crop, so that one set of weights finds
 crowds and portraits. Published weights: 42 minutes on two cores; AP50 0.86 on photos of groups, 0.80 on crowds with
@@ -57,7 +58,7 @@ import face_landmark
 import face_recognition
 from facekit import alignment, charts, commands, detection, drawing, metrics, training
 from facekit.files import InputError, written_whole
-from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, update_gallery
+from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, person_folder, update_gallery
 from facekit.images import MAX_PIXELS, Picture, find_photos, open_photo, photos_in, places_below
 from facekit.landmarks import with_points
 
@@ -221,6 +222,7 @@ class Backbone(nn.Module):
     """Photos (B, 3, H, W) -> features of 48 channels at strides 4, 8, 16 and 32, each aware of the coarser ones."""
 
     out_channels = 48  # FasterRCNN asks for it
+    precision = "auto"  # here alone: boxes are found in float32, since bfloat16 would round them to whole pixels
 
     def __init__(self):
         super().__init__()
@@ -230,11 +232,12 @@ class Backbone(nn.Module):
         self.pyramid = FeaturePyramidNetwork(list(widths), self.out_channels)
 
     def forward(self, photos: Tensor) -> OrderedDict[str, Tensor]:
-        features = self.stem(photos.contiguous(memory_format=torch.channels_last))  # 20 % faster
-        levels = OrderedDict()
-        for stride, blocks in zip(("4", "8", "16", "32"), self.stages):
-            levels[stride] = features = blocks(features)
-        return self.pyramid(levels)
+        with training.autocast(photos.device, self.precision):
+            features = self.stem(photos.contiguous(memory_format=torch.channels_last))  # 20 % faster
+            levels = OrderedDict()
+            for stride, blocks in zip(("4", "8", "16", "32"), self.stages):
+                levels[stride] = features = blocks(features)
+            return OrderedDict((stride, level.float()) for stride, level in self.pyramid(levels).items())
 
 
 class Normalise(GeneralizedRCNNTransform):
@@ -274,10 +277,10 @@ class Detector(FasterRCNN):
 
 def detect_batch(model: Detector, photos: Sequence[Tensor | np.ndarray], precision: str = "auto") -> list[tuple]:
     """Photos uint8 (3, H, W) from fit_photo -> for each boxes (N, 4) in its pixels and scores (N,), best first."""
-    device = next(model.parameters()).device
-    with training.evaluating(model), training.autocast(device, precision):
+    device, model.backbone.precision = next(model.parameters()).device, precision
+    with training.evaluating(model):
         found = model([torch.as_tensor(photo).to(device).float() / 255 for photo in photos])
-    return [(one["boxes"].float().cpu().numpy(), one["scores"].float().cpu().numpy()) for one in found]
+    return [(one["boxes"].cpu().numpy(), one["scores"].cpu().numpy()) for one in found]
 
 
 def detect(model: Detector, photos: Sequence[Picture], threshold: float | None = None, size: int | None = None,
@@ -291,10 +294,13 @@ def detect(model: Detector, photos: Sequence[Picture], threshold: float | None =
     threshold, size = model.threshold if threshold is None else threshold, size or model.size
     results = []
     for start in range(0, len(photos), batch_size):
-        images = [open_photo(photo, max_pixels) for photo in photos[start : start + batch_size]]
-        fitted = [detection.fit_photo(image, size, ENLARGE) for image in images]
-        for image, pixels, (boxes, scores) in zip(images, fitted, detect_batch(model, fitted, precision)):
-            to_photo = np.tile((image.width / pixels.shape[2], image.height / pixels.shape[1]), 2)
+        fitted, sizes = [], []
+        for photo in photos[start : start + batch_size]:
+            image = open_photo(photo, max_pixels)
+            fitted.append(detection.fit_photo(image, size, ENLARGE))
+            sizes.append(image.size)
+        for (width, height), pixels, (boxes, scores) in zip(sizes, fitted, detect_batch(model, fitted, precision)):
+            to_photo = np.tile((width / pixels.shape[2], height / pixels.shape[1]), 2)
             keep = scores >= threshold
             results.append(((boxes[keep] * to_photo).astype(np.float32), scores[keep]))
     return results
@@ -328,15 +334,14 @@ def plan_epoch(course: training.Course, part: Part) -> list[Tensor]:
 def train_step(course: training.Course, batch: Tensor, part: Part, precision: str) -> None:
     """One batch, from photo numbers to changed weights."""
     settings = course.settings
-    random, torch_random = training.step_generators(settings.seed, course.epoch, course.step)
-    torch.manual_seed(torch_random.initial_seed())  # torchvision samples anchors and proposals with the global one
+    random, _ = training.step_generators(settings.seed, course.epoch, course.step)
     numbers = batch.tolist()
     crops, boxes = augment([part.pixels(i) for i in numbers], [part.boxes[i] for i in numbers], course.device, random)
     targets = [{"boxes": faces, "labels": torch.ones(len(faces), dtype=torch.int64, device=course.device)}
                for faces in boxes]  # fmt: skip
     course.model.train()
-    with training.autocast(course.device, precision):
-        losses = course.model(list(crops), targets)  # of anchors and of proposals: is it a face, and where exactly
+    course.model.backbone.precision = precision
+    losses = course.model(list(crops), targets)  # of anchors and of proposals: is it a face, and where exactly
     course.learn(sum(losses.values()), settings.learning_rate * training.warm_cosine(course.done))
 
 
@@ -464,8 +469,8 @@ def load_chain(detector: Path = DETECTOR, landmarker: Path = face_landmark.WEIGH
 def see_faces(chain: Chain, photos: Sequence[Image.Image]) -> list[list[SeenFace]]:
     """All faces of each photo (upright RGB, as open_photo gives it), the largest first."""
     found = detect(chain.detector, photos, max_pixels=sys.maxsize)
-    photo_of = [number for number, (boxes, _) in enumerate(found) for _ in boxes]
-    boxes, scores = (np.concatenate(each) if photo_of else () for each in zip(*found)) if found else ((), ())
+    flat = [(number, *face) for number, boxes_scores in enumerate(found) for face in zip(*boxes_scores)]
+    photo_of, boxes, scores = zip(*flat) if flat else ((), (), ())
     pictures = [photos[number] for number in photo_of]
     squares = [alignment.box_region(box, face_landmark.IMAGE_SIZE) for box in boxes]
     as_reference = {"looks": 3, "frame": alignment.region} if chain.align == "region" else {}
@@ -557,6 +562,11 @@ def name_faces(faces: Sequence[SeenFace], candidates: Sequence[list[tuple[str, f
     return [Answer(names.get(number), people, notes.get(number, "")) for number, people in enumerate(candidates)]
 
 
+def naming_threshold(chain: Chain, gallery: Gallery) -> float:
+    """Where 1 % of strangers got a name with a gallery of validation people as large."""
+    return chain.verifier.naming_threshold(len(gallery.people()))
+
+
 def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], threshold: float | None = None,
               allow_repeats: bool = False) -> list[list[tuple[SeenFace, Answer]]]:
     """Every face of each photo (as open_photo gives it), the largest first, with who it is.
@@ -564,7 +574,7 @@ def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], thr
     A name takes a score of at least `threshold`; None is the one that lets 1 % of strangers have a name.
     """
     if threshold is None:
-        threshold = chain.verifier.naming_threshold(len(gallery.people()))
+        threshold = naming_threshold(chain, gallery)
     seen = see_faces(chain, photos)
     candidates = iter(find_candidates(chain, gallery, [face for faces in seen for face in faces]))
     named = [name_faces(faces, [next(candidates) for _ in faces], threshold, allow_repeats) for faces in seen]
@@ -574,15 +584,16 @@ def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], thr
 # ---------------------------------------------------------------- the gallery
 
 
-def embed_gallery_photos(chain: Chain, paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> list[Face | str]:
-    """For each photo its largest face, or a sentence that says why there is none."""
+def embed_gallery_photos(chain: Chain, paths: Sequence[Path],
+                         max_pixels: int = MAX_PIXELS) -> list[Face | str | InputError]:  # fmt: skip
+    """For each photo its largest face, a sentence that says why there is none, or the error why it does not open."""
     opened: dict[Path, Image.Image] = {}
-    results: dict[Path, Face | str] = {}
+    results: dict[Path, Face | str | InputError] = {}
     for path in paths:
         try:
             opened[path] = open_photo(path, max_pixels)
         except InputError as error:
-            results[path] = str(error)
+            results[path] = error
     for path, faces in zip(opened, see_faces(chain, list(opened.values()))):
         if not faces:
             results[path] = f"{path}: no face was found in it; give a photo in which the face is larger."
@@ -602,10 +613,11 @@ def open_gallery(chain: Chain, samples: str | Path = PEOPLE, saved: str | Path =
     The cut faces are in saved/detected_faces/. InputError when what is saved is damaged, or cannot be written.
     """
     samples, saved = Path(samples), Path(saved)
-    try:
-        samples.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{samples} cannot be made ({error}): choose another folder.") from None
+    if samples == PEOPLE:  # another one that is missing is a typing error
+        try:
+            samples.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{samples} cannot be made ({error}): choose another folder.") from None
     gallery = update_gallery(samples, saved, lambda paths: embed_gallery_photos(chain, paths, max_pixels),
                              chain.made_with, rebuild=rebuild, block=PHOTOS_AT_ONCE)  # fmt: skip
     write_cuts(chain, gallery, samples, saved / "detected_faces", max_pixels)
@@ -679,10 +691,10 @@ def chosen_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False
 
 
 def working_threshold(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> float:
-    """From --threshold, or --far, or where 1 % of strangers got a name with a gallery of validation people as large."""
+    """From --threshold or --far, else the usual one."""
     if args.threshold is not None:
         return args.threshold
-    return chain.verifier.thresholds[args.far] if args.far else chain.verifier.naming_threshold(len(gallery.people()))
+    return chain.verifier.thresholds[args.far] if args.far else naming_threshold(chain, gallery)
 
 
 def as_json(path: Path, answers: Sequence[tuple[SeenFace, Answer]]) -> dict:
@@ -708,18 +720,7 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
     photos_of = people_folders(args.people)
     faces = largest_faces(chain, [path for photos in photos_of.values() for path in photos], args.max_pixels)
     random = np.random.default_rng(args.seed)
-    usable = [person for person, photos in photos_of.items() if sum(p in faces for p in photos) > args.enroll]
-    if len(usable) < 2:
-        raise InputError(f"{args.people} has {len(usable)} people with more than {args.enroll} photos that "
-                         "show a face: give more photos, or a smaller --enroll.")  # fmt: skip
-    enrolled = sorted(random.permutation(usable)[: min(100, (len(usable) + 1) // 2)].tolist())
-    rows, probes, strangers = [], [], []  # (person, photo)
-    for person, photos in photos_of.items():
-        with_face = [photo for photo in photos if photo in faces]
-        first = set(random.permutation(len(with_face))[: args.enroll]) if person in enrolled else set()
-        rows += [(person, with_face[i]) for i in sorted(first)]
-        rest = [photo for photo in photos if photo not in {with_face[i] for i in first}]
-        (probes if person in enrolled else strangers).extend((person, photo) for photo in rest)
+    rows, probes, strangers = choose_enrolled(photos_of, faces, args, random)
     gallery = Gallery(np.stack([faces[photo].embedding for _, photo in rows]),
                       [GalleryPhoto(f"{person}/{photo.name}", 0, 0, "") for person, photo in rows])  # fmt: skip
 
@@ -749,9 +750,30 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
         if len(values):
             report[name] = float(np.mean(values))
             report[f"{name}_interval"] = list(metrics.people_interval(values, whose[group], random))
-    counts = {"people": len(enrolled), "enrolled_photos": len(rows), "probes": len(probes),
+    counts = {"people": len({person for person, _ in rows}), "enrolled_photos": len(rows), "probes": len(probes),
               "strangers": len(strangers), "photos": len(missed), "threshold": threshold}  # fmt: skip
     return report | counts, probe_scores, stranger_scores
+
+
+def choose_enrolled(photos_of: dict[str, list[Path]], faces: dict[Path, SeenFace], args: argparse.Namespace,
+                    random: np.random.Generator) -> tuple[list[tuple[str, Path]], ...]:  # fmt: skip
+    """Who is enrolled with which photos, who is asked about, and who is a stranger: lists of (person, photo).
+
+    At most 100 people are enrolled, half of those who have more photos with a face than it takes.
+    """
+    usable = [person for person, photos in photos_of.items() if sum(p in faces for p in photos) > args.enroll]
+    if len(usable) < 2:
+        raise InputError(f"{args.people} has {len(usable)} people with more than {args.enroll} photos that "
+                         "show a face: give more photos, or a smaller --enroll.")  # fmt: skip
+    enrolled = sorted(random.permutation(usable)[: min(100, (len(usable) + 1) // 2)].tolist())
+    rows, probes, strangers = [], [], []
+    for person, photos in photos_of.items():
+        with_face = [photo for photo in photos if photo in faces]
+        order = random.permutation(len(with_face))[: args.enroll] if person in enrolled else ()
+        shown = [with_face[i] for i in sorted(order)]
+        rows += [(person, photo) for photo in shown]
+        (probes if person in enrolled else strangers).extend((person, photo) for photo in photos if photo not in shown)
+    return rows, probes, strangers
 
 
 def people_folders(folder: Path) -> dict[str, list[Path]]:
@@ -790,10 +812,7 @@ def command_prepare(args: argparse.Namespace) -> int:
     summary = detection.pack_photos(photos, args.prepared, PACKED_SIZE, args.seed, args.max_pixels)
     for source, counts in summary["sources"].items():
         print(f"{source}: {counts['photos']} photos with {counts['boxes']} faces")
-    for skipped in summary["skipped"][:10]:
-        print(f"skipped {skipped['file']}: {skipped['why']}")
-    if summary["skipped"][10:]:
-        print(f"skipped {len(summary['skipped']) - 10} more, see {args.prepared / 'skipped.csv'}")
+    commands.print_skipped(summary, args.prepared)
     for file, count in list(summary["bad_boxes"].items())[:10]:
         print(f"left out of {file}: {count} boxes that are empty or outside the photo")
     parts = ", ".join(f"{counts['photos']} for {name}" for name, counts in summary["splits"].items())
@@ -834,7 +853,11 @@ def choose_threshold(model: Detector, photos: detection.PhotoSet, precision: str
 
 def command_evaluate(args: argparse.Namespace) -> int:
     if args.people:
+        if args.images or args.boxes or args.precision != "auto":
+            raise InputError("--images, --boxes and --precision are for the detector alone: leave out --people.")
         return command_evaluate_people(args)
+    if args.threshold is not None or args.far:
+        raise InputError("--threshold and --far are for naming faces: give --people DIR, too.")
     model = load_detector(args.detector, args.device)
     model.size = args.size or model.size
     if bool(args.images) != bool(args.boxes):
@@ -868,7 +891,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         print_report(report)
-        print(f"Charts: {args.charts / 'precision_recall.png'}, {args.charts / 'worst_photos.png'}")
+        charts_made = ["precision_recall.png"] + ["worst_photos.png"] * bool(worst)
+        print(f"Charts: {', '.join(str(args.charts / name) for name in charts_made)}")
     return 0
 
 
@@ -877,12 +901,12 @@ def read_labelled(boxes: Path, folder: Path, max_pixels: int) -> tuple[list[Path
     pictures, faces, sources = [], [], []
     for photo in tqdm(detection.read_boxes(boxes, folder), "reading", leave=False, disable=None):
         try:
-            size = open_photo(photo.path, max_pixels).size
+            boxes = detection.boxes_within(photo, *open_photo(photo.path, max_pixels).size)
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
         pictures.append(photo.path)
-        faces.append(detection.clean_boxes(photo.boxes, *size))
+        faces.append(boxes)
         sources.append(photo.source)
     if not pictures:
         raise InputError(f"{folder} has none of the photos that {boxes} names: give the folder with the photos.")
@@ -939,7 +963,7 @@ def command_recognize(args: argparse.Namespace) -> int:
     paths = photos_in(args.paths)
     if not paths:
         raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
-    places = places_below(paths)
+    places = places_below(paths) if args.out else {}
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], args.max_pixels)
@@ -976,14 +1000,15 @@ def open_photos(paths: Sequence[Path], max_pixels: int) -> tuple[dict[Path, Imag
 
 def command_enroll(args: argparse.Namespace) -> int:
     chain = chosen_chain(args)
-    chosen_gallery(chain, args)  # first: a damaged one is to leave the photos as they are
-    args.name = unicodedata.normalize("NFC", args.name).strip()
+    if args.samples.exists():
+        chosen_gallery(chain, args)  # first: a damaged one is to leave the photos as they are
     copies = enroll(args.samples, args.name, args.photos, args.max_pixels)
     gallery = chosen_gallery(chain, args)
     there = {args.samples / face.file for face in gallery.faces}
     good = sum(copy in there for copy in copies)
-    print(f"{good} of {len(args.photos)} photos of {args.name} are new; {gallery.people()[args.name]} in all.")
-    return 0 if gallery.people()[args.name] else 2
+    name = person_folder(args.samples, args.name).name
+    print(f"{good} of {len(args.photos)} photos of {name} are new; {gallery.people()[name]} in all.")
+    return 0 if gallery.people()[name] else 2
 
 
 def command_forget(args: argparse.Namespace) -> int:
@@ -1002,6 +1027,22 @@ def command_people(args: argparse.Namespace) -> int:
     for photo in gallery.rejected:
         print(f"not used: {photo.error}")
     print(gallery_sentence(gallery, args))
+    return 0
+
+
+def command_cut(args: argparse.Namespace) -> int:
+    """Crops in colour, cut as the chain cuts faces, in the same folders as the photos."""
+    photos = find_photos(args.folder)
+    faces = largest_faces(chosen_chain(args), photos, args.max_pixels)
+    clear = {path: face for path, face in faces.items() if not face.doubt}
+    if not clear:
+        raise InputError(f"No clear face was found in the {counted(len(photos), 'photo', 'photos')} of {args.folder}.")
+    for path, face in tqdm(clear.items(), "cutting", leave=False, disable=None):
+        photo, place = open_photo(path, args.max_pixels), args.out / f"{path.relative_to(args.folder)}.png"
+        crop = cut_face(photo, face.landmarks, face.box, args.align, args.size, color=True)
+        drawing.save_picture(Image.fromarray(crop.transpose(1, 2, 0)), place)
+    print(f"{args.out}: the faces of {len(clear)} of {counted(len(photos), 'photo', 'photos')}. Look through them and "
+          f"delete those of others. Then: python3 face_recognition.py prepare --data {args.out}")  # fmt: skip
     return 0
 
 
@@ -1078,6 +1119,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--data", type=Path, action="append", default=[], metavar="DIR",
                      help="photos with boxes.csv, may be repeated [the sets under dataset/, else drawn scenes]")
     sub.add_argument("--drawn-scenes", type=commands.number(int, 10), metavar="N", help="draw so many photos instead")
+
+    sub = command("cut", command_cut, "Cut out the largest face of each photo, to train the recogniser on.", *MODELS)
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="FOLDER/NAME/photo.jpg")
+    sub.add_argument("out", type=Path, metavar="DIR", help="gets DIR/NAME/photo.jpg.png")
+    sub.add_argument("--size", type=commands.number(int, 16), default=112, metavar="N", help="pixels a side [112]")
 
     command("train", command_train, "Train the detector.", "--prepared", "--detector", *commands.TRAINING)
 

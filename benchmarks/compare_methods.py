@@ -47,7 +47,7 @@ def measured(method: str, switches: list[str], args: argparse.Namespace, crops: 
         print(f"{method}: {args.minutes:g} minutes from {time.strftime('%H:%M')} on", flush=True)
         weights, verifier = args.output / f"{method}.safetensors", args.output / f"{method}-verifier.safetensors"
         name = f"{args.output.name}-{method}"
-        begun = any(commands.OUTPUTS.glob(f"????-??-??-{name}/checkpoint.pt"))
+        begun = commands.last_run(name) is not None
         made = "--prepared", args.output / crops, "--recogniser", weights
         if not (args.output / crops / "summary.json").exists():
             colour = ["--image-size", 112, "--color"] * crops.endswith("color")

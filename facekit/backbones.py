@@ -165,12 +165,28 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     where that is installed; else SelectiveScan.
     """
     if not torch.is_grad_enabled() and (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-        _, states = decays_and_states(x, delta, A, B)  # exported for any number of images: no loop over them
-        return (C[:, :, None] @ states[:, 1:]).squeeze(2)
+        return scan_by_doubling(x, delta, A, B, C)
     if x.is_cuda and (kernel := cuda_kernel()):
         x, delta, B, C = (tensor.transpose(1, 2).contiguous() for tensor in (x, delta, B, C))  # time comes last
         return kernel(x, delta, A, B, C).transpose(1, 2)
     return SelectiveScan.apply(x, delta, A, B, C)
+
+
+def scan_by_doubling(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The same for exported models: few operations, none in place, for any number of images.
+
+    In round k the state at t, which knows the last 2^k inputs, gets what the state at t - 2^k knows: log2 L rounds
+    (Hillis and Steele 1986).
+    """
+    decays = (delta[:, :, None] * A.T).exp()  # (b, L, N, D), over the last 2^k steps
+    states = (delta * x)[:, :, None] * B[..., None]  # (b, L, N, D)
+    step = 1
+    while step < x.shape[1]:
+        later = (0, 0, 0, 0, step, 0)
+        states = states + decays * F.pad(states[:, :-step], later)
+        decays = decays * F.pad(decays[:, :-step], later)
+        step *= 2
+    return (C[:, :, None] @ states).squeeze(2)
 
 
 def cuda_kernel() -> Callable[..., Tensor] | None:
@@ -241,9 +257,9 @@ def new_buffers(count: int, x: Tensor, A: Tensor) -> Tensor:
     return x.new_empty(count, images_at_once(x), x.shape[1] + 1, *A.T.shape)
 
 
-def decays_and_states(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, decays: Tensor | None = None,
-                      states: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """decays, exp(delta A), and states, both (b, L + 1, N, D); in the given tensors or in new ones.
+def decays_and_states(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, decays: Tensor,
+                      states: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """decays, exp(delta A), and states, both (b, L + 1, N, D), in the tensors given for them.
 
     states[:, 0] is zero and states[:, t + 1] = decays[:, t] states[:, t] + delta[t] B[t] x[t]. The last decay, 1, is
     there for the gradient.

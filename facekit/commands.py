@@ -103,8 +103,12 @@ def _switches(path: Path, given: set[str]) -> list[str]:
     for name, value in values.items():
         if f"--{name}" not in given and value is not None:
             for each in value if isinstance(value, list) else [value]:
-                flag = {True: f"--{name}", False: f"--no-{name}"}
-                switches.append(flag[each] if isinstance(each, bool) else f"--{name}={each}")
+                if each is True:
+                    switches.append(f"--{name}")
+                elif each is not False:
+                    switches.append(f"--{name}={each}")
+                elif name == "color":  # grey is a choice; the other switches are off anyway
+                    switches.append("--no-color")
     return switches
 
 
@@ -124,15 +128,17 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     if args.dry_run:
         folder = args.prepared / "dry_run"
     elif args.resume:
-        folder = _last_run(name)
+        folder = last_run(name)
+        if not folder:
+            raise InputError(f"There is no training called {name} under {OUTPUTS}/ to resume: leave out --resume.")
     else:
-        dated = OUTPUTS / f"{date.today()}-{name}"
-        folders = (dated if number == 1 else Path(f"{dated}-{number}") for number in itertools.count(1))
-        folder = next(folder for folder in folders if not folder.exists())
+        folder = _new_folder(OUTPUTS / f"{date.today()}-{name}")
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / "config.yaml") as temporary:
-        temporary.write_text("".join(f"{switch}: {json.dumps(value)}\n" for switch, value in _given(args)))
-    with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(_Both(sys.stdout, log)):
+    if not args.resume:
+        with written_whole(folder / "config.yaml") as temporary:
+            temporary.write_text("".join(f"{switch}: {json.dumps(value)}\n" for switch, value in _given(args)))
+    with (open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as log,  # names may be any bytes
+          redirect_stdout(_Both(sys.stdout, log))):  # fmt: skip
         try:
             yield folder
         except KeyboardInterrupt:
@@ -141,12 +147,22 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
             raise Stopped(how_to_go_on()) from None
 
 
-def _last_run(name: str) -> Path:
+def _new_folder(path: Path) -> Path:
+    """Makes `path`, or path-2 and so on where that is there, also when two trainings start together."""
+    folder = path
+    for number in itertools.count(2):
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+        folder = Path(f"{path}-{number}")
+    return folder
+
+
+def last_run(name: str) -> Path | None:
+    """The folder of the training of this name that was saved last."""
     this_name = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(name)}(-\d+)?")
     saved = [path for path in OUTPUTS.glob("*/checkpoint.pt") if this_name.fullmatch(path.parent.name)]
-    if not saved:
-        raise InputError(f"There is no training called {name} under {OUTPUTS}/ to resume: leave out --resume.")
-    return max(saved, key=lambda path: path.stat().st_mtime).parent
+    return max(saved, key=lambda path: path.stat().st_mtime).parent if saved else None
 
 
 def _given(args: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -172,11 +188,22 @@ class _Both:
         self.first.flush()
         self.second.flush()
 
+    def __getattr__(self, name: str) -> Any:  # encoding, isatty and so on
+        return getattr(self.first, name)
+
 
 def how_to_go_on() -> str:
     """The sentence after Ctrl-C."""
     again = [word for word in sys.argv if word != "--resume"]
     return f"\nStopped and saved. To go on: python3 {shlex.join(again)} --resume"
+
+
+def print_skipped(summary: dict, prepared: Path) -> None:
+    """The first ten files that were left out, and why; skipped.csv has all."""
+    for skipped in summary["skipped"][:10]:
+        print(f"skipped {skipped['file']}: {skipped['why']}")
+    if summary["skipped"][10:]:
+        print(f"skipped {len(summary['skipped']) - 10} more, see {prepared / 'skipped.csv'}")
 
 
 def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:

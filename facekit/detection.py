@@ -15,7 +15,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from facekit.datasets import SPLITS
@@ -212,8 +214,9 @@ def pack_photos(photos: Sequence[BoxedPhoto], folder: str | Path, size: int = 44
         photos_npy, photos_csv, boxes_csv, summary_json = (
             whole.enter_context(written_whole(folder / name)) for name in PACKED_FILES
         )
-        raw = whole.enter_context(open(photos_npy.with_suffix(".raw"), "w+b"))
-        whole.callback(photos_npy.with_suffix(".raw").unlink)
+        raw_file = photos_npy.with_suffix(".raw")
+        whole.callback(raw_file.unlink, missing_ok=True)  # after it is closed, as Windows wants it
+        raw = whole.enter_context(open(raw_file, "w+b"))
         for photo in tqdm(photos, "decoding", unit=" photos", disable=None):
             try:
                 pixels, boxes = _decode(photo, size, max_pixels)
@@ -245,13 +248,22 @@ def pack_photos(photos: Sequence[BoxedPhoto], folder: str | Path, size: int = 44
 
 def _decode(photo: BoxedPhoto, size: int, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     image = open_photo(photo.path, max_pixels)
-    told_width, told_height = photo.size or image.size
-    if abs(told_width * image.height / (told_height * image.width) - 1) > 0.02:
-        raise InputError(f"{photo.path} is {image.width} x {image.height}, but its boxes are for a picture of "
-                         f"{told_width} x {told_height}: correct its lines.")  # fmt: skip
     pixels = fit_photo(image, size)
     height, width = pixels.shape[1:]
-    return pixels, clean_boxes(photo.boxes * np.tile((width / told_width, height / told_height), 2), width, height)
+    to_packed = np.tile((width / image.width, height / image.height), 2)
+    return pixels, clean_boxes(boxes_within(photo, *image.size) * to_packed, width, height)
+
+
+def boxes_within(photo: BoxedPhoto, width: int, height: int) -> np.ndarray:
+    """Its boxes (N, 4), without bad ones, in pixels of the picture of that size that the file holds.
+
+    InputError when the boxes were marked on a picture of another shape.
+    """
+    told_width, told_height = photo.size or (width, height)
+    if abs(told_width * height / (told_height * width) - 1) > 0.02:
+        raise InputError(f"{photo.path} is {width} x {height}, but its boxes are for a picture of {told_width} x "
+                         f"{told_height}: correct its lines.")  # fmt: skip
+    return clean_boxes(photo.boxes * np.tile((width / told_width, height / told_height), 2), width, height)
 
 
 def split_photos(sources: Sequence[str], digests: Sequence[str], seed: int = 0) -> list[str]:
@@ -358,21 +370,12 @@ def load_photos(folder: str | Path) -> PhotoSet:
 # ---------------------------------------------------------------- metrics
 
 
-def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of every two boxes: (N, 4), (M, 4) -> (N, M)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = (high - low).clip(0).prod(2)
-    area_first, area_second = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second))
-    return common / np.maximum(area_first[:, None] + area_second - common, 1e-9)
-
-
 def match_boxes(found: np.ndarray, faces: np.ndarray, iou: float = 0.5) -> np.ndarray:
     """Which face each found box shows: found (N, 4), best first, faces (M, 4) -> (N,) int64, -1 for none.
 
     As COCO does it: one box after the other takes the face, not yet taken, that it overlaps most, from `iou` on.
     """
-    overlaps = box_iou(np.float64(found), np.float64(faces))
+    overlaps = box_iou(torch.from_numpy(np.float64(found)), torch.from_numpy(np.float64(faces))).numpy()
     matches = np.full(len(found), -1)
     for number, overlap in enumerate(overlaps):
         if overlap.size and overlap.max() >= iou:

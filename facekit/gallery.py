@@ -354,7 +354,9 @@ def _work_on(folder: Path, photos: dict[str, tuple[int, int]], by_content: dict[
             new.append(GalleryPhoto(file, size, mtime_ns, sha256))
     results = embed_faces([folder / photo.file for photo in new]) if new else []
     for photo, result in zip(new, results, strict=True):
-        if isinstance(result, str):
+        if isinstance(result, InputError):  # not remembered: a package or a higher limit may mend it
+            say(str(result))
+        elif isinstance(result, str):
             entries[photo.file] = replace(photo, error=result), None
             say(result)
         else:
@@ -384,7 +386,7 @@ def enroll(folder: str | Path, name: str, photos: Sequence[str | Path],
     InputError, and nothing is copied, when `name` cannot name a folder on every system or a photo does not open.
     """
     folder, photos = Path(folder), [Path(photo) for photo in photos]
-    person = _person_folder(folder, name)
+    person = person_folder(folder, name)
     for photo in photos:
         open_photo(photo, max_pixels)
         if photo.suffix.lower() not in SUFFIXES or photo.name.startswith(".") or photo.name != _printable(photo.name):
@@ -426,15 +428,19 @@ def forget(folder: str | Path, name: str) -> None:
         raise InputError(f"{person} cannot be deleted completely ({error}): delete it by hand.") from None
 
 
-def _person_folder(folder: Path, name: str) -> Path:
-    """FOLDER/NAME, as it is there (some systems write letters with accents in another form) or for a new folder."""
+def person_folder(folder: Path, name: str) -> Path:
+    """FOLDER/NAME, as it is there (some systems write letters with accents in another form, or take capitals for
+    small ones) or for a new folder. InputError when `name` cannot name a folder on every system."""
     name = _normal(name).strip()
     if (not name or NOT_IN_NAMES.search(name) or DEVICE.fullmatch(name) or name[0] == "." or name[-1] == "."
             or len(name.encode()) > 200):
         raise InputError(f"{_printable(name)!r} cannot name a folder on every system: give a name that is neither "
                          'empty nor very long, without control characters and <>:"/\\|?*, '
                          "without a dot at its ends, and not one that Windows keeps for devices, like CON.")
-    return next((person for person in _person_folders(folder) if _normal(person.name) == name), folder / name)
+    new = folder / name
+    there = (person for person in _person_folders(folder)
+             if _normal(person.name) == name or new.exists() and person.samefile(new))  # fmt: skip
+    return next(there, new)
 
 
 def _person_folders(folder: Path) -> list[Path]:

@@ -241,9 +241,15 @@ def photos_in(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def places_below(paths: Sequence[Path]) -> dict[Path, Path]:
-    """How each photo lies below the deepest folder that holds all of them: a name of its own for each."""
+    """How each photo lies below the deepest folder that holds all of them: a name of its own for each.
+
+    InputError when there is no such folder.
+    """
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
-    shared = os.path.commonpath([path.parent for path in absolute.values()])
+    try:
+        shared = os.path.commonpath([path.parent for path in absolute.values()])
+    except ValueError:
+        raise InputError("The photos are on several drives: name those of one drive at a time.") from None
     return {path: place.relative_to(shared) for path, place in absolute.items()}
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import face_landmark
 import face_recognition
 import fasterrcnn_face_recognition as fr
-from facekit import alignment, charts, drawing
+from facekit import alignment, charts, datasets, drawing
 from facekit.files import InputError
 from facekit.gallery import Gallery, GalleryPhoto
 from facekit.images import MAX_PIXELS
@@ -983,6 +983,38 @@ def test_enroll_people_forget(chain, run):
     assert first.exists(), "only the copy goes"
 
 
+def test_cut_makes_crops_that_prepare_takes(chain, run):
+    save_photo("in/Ada/1.png", ADA, BEN)
+    save_photo("in/Ben/1.png", BEN)
+    save_photo("in/Ben/nobody.png")
+    status, output, _ = run("cut", "in", "out", "--size", 64)
+    assert status == 0 and "2 of 3 photos" in output
+    crops = {photo.person: np.asarray(Image.open(photo.path)) for photo in datasets.folder_of_folders(Path("out"))}
+    assert {person: crop.shape for person, crop in crops.items()} == {"ada": (64, 64, 3), "ben": (64, 64, 3)}
+    assert (crops["ada"][32, 32] == ADA).all(), "the largest face is taken, and lies in the middle"
+    assert (crops["ben"][32, 32] == BEN).all()
+    save_photo("empty/Ben/nobody.png")
+    status, _, error = run("cut", "empty", "out")
+    assert status == 2 and is_one_sentence(error)
+
+
+def test_a_typing_error_in_samples_leaves_the_gallery(people, run):
+    assert run("people")[0] == 0
+    saved = (fr.GALLERY / "gallery.json").read_bytes()
+    status, _, error = run("people", "--samples", "face_recogniton_samples")
+    assert status == 2 and is_one_sentence(error) and not Path("face_recogniton_samples").exists()
+    assert (fr.GALLERY / "gallery.json").read_bytes() == saved
+
+
+def test_a_photo_that_did_not_open_is_tried_again(people, run):
+    run("people")
+    save_photo(fr.PEOPLE / "Dora" / "1.png", 201)
+    status, output, error = run("people", "--max-pixels", "100")
+    assert status == 0 and "Dora" not in output and "--max-pixels" in error
+    status, output, _ = run("people")
+    assert status == 0 and "Dora: 1 photo" in output
+
+
 @pytest.mark.parametrize(("typed", "listed"), [(" Ada ", "Ada"), (unicodedata.normalize("NFD", "Zoë"), "Zoë")])
 def test_the_name_may_be_typed_in_another_way(chain, run, typed: str, listed: str):
     status, output, _ = run("enroll", typed, save_photo("in.png", ADA))
@@ -994,7 +1026,7 @@ def test_the_name_may_be_typed_in_another_way(chain, run, typed: str, listed: st
 @pytest.mark.parametrize("name", ["", "..", "a/b", "CON"])
 def test_enroll_refuses_names_and_copies_nothing(chain, run, name: str):
     status, _, error = run("enroll", name, save_photo("in.png", ADA))
-    assert status == 2 and is_one_sentence(error) and not list(fr.PEOPLE.iterdir())
+    assert status == 2 and is_one_sentence(error) and not list(fr.PEOPLE.glob("*"))
 
 
 def test_enroll_bad_photos(people, run):

@@ -143,7 +143,8 @@ def parse_run(*words: str) -> argparse.Namespace:
 
 def test_switches_come_from_a_file_but_the_command_line_wins(tmp_path: Path):
     file = tmp_path / "run.yaml"
-    file.write_text("epochs: 7\ntime_limit: 2.5\nseed: 3   # a comment\ncolor: false\ndata: [a, b]\nloss: arcface\n")
+    file.write_text("epochs: 7\ntime_limit: 2.5\nseed: 3   # a comment\ncolor: false\ndry_run: false\ndata: [a, b]\n"
+                    "loss: arcface\n")  # fmt: skip
     args = parse_run("--config", str(file), "--seed", "9", "--loss=cosface")
     assert (args.epochs, args.time_limit, args.seed, args.color, args.loss) == (7, 2.5, 9, False, "cosface")
     assert args.data == [Path("a"), Path("b")]

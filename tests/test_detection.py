@@ -151,6 +151,15 @@ def test_bad_boxes_are_put_right_or_left_out():
     assert detection.clean_boxes(np.zeros((0, 4)), 60, 40).shape == (0, 4)
 
 
+def test_boxes_are_scaled_to_the_picture_that_is_there():
+    boxes = np.array([[10, 20, 30, 60], [5, 5, 5, 9]], np.float32)  # the second is empty
+    photo = BoxedPhoto(Path("a.jpg"), "set", boxes, size=(100, 200))
+    assert detection.boxes_within(photo, 50, 100).tolist() == [[5, 10, 15, 30]]
+    assert detection.boxes_within(replace(photo, size=None), 100, 200).tolist() == [[10, 20, 30, 60]]
+    with pytest.raises(InputError, match="a.jpg is 100 x 100, but its boxes are for a picture of 100 x 200"):
+        detection.boxes_within(photo, 100, 100)
+
+
 def test_packing(tmp_path: Path):
     faces = np.float32([[10, 10, 20, 20], [30, 5, 90, 8]])
     photos = [BoxedPhoto(save_photo(tmp_path / f"a_{n}.png", (60 + n, 40), n), "a", faces) for n in range(30)]
@@ -463,6 +472,16 @@ def small_crops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TINY = fr.Settings(epochs=2, epoch_photos=8, batch_size=4)
+
+
+def test_bfloat16_does_not_round_the_boxes():
+    """It has eight binary digits: a corner at 500 pixels would be off by up to 2."""
+    root = Path(fr.__file__).parent
+    model, photo = fr.load_detector(root / fr.DETECTOR, "cpu"), root / "dataset" / "group_photo.jpg"
+    (exact, _), (found, _) = (fr.detect(model, [photo], size=512, precision=p)[0] for p in ("float32", "bfloat16"))
+    far_corners = np.sort(exact[:, 2])[-3:]
+    assert found.shape == exact.shape
+    assert np.abs(np.sort(found[:, 2])[-3:] - far_corners).max() / Image.open(photo).width < 0.5 / 512
 
 
 def test_a_stopped_training_goes_on_as_if_never_stopped(packed: Path, tmp_path: Path, small_crops: None,
