@@ -568,14 +568,15 @@ class Verifier(nn.Module):
 def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int = 0) -> Verifier:
     """Trains on frozen embeddings (N, D): the mean squared error of same pairs plus that of different pairs.
 
-    Each person comes twice an epoch with all photos in random pairs, and each pair with ten random strangers.
+    Each person comes twice an epoch with all photos in random pairs, and each pair with ten random strangers; an epoch
+    has about a hundred steps.
     """
     training.seed_everything(seed)
     verifier = Verifier(embeddings.shape[1]).to(embeddings.device)
     optimizer = torch.optim.Adam(verifier.parameters(), lr=0.01)
     for epoch in tqdm(range(epochs), "verifier", leave=False, disable=None):
         random = np.random.default_rng([seed, epoch])
-        for pairs in plan_pairs(list(part.photos_of.values()), 400, random):
+        for pairs in plan_pairs(list(part.photos_of.values()), max(16, len(part.people) // 100), random):
             anchors, positives = pairs.to(embeddings.device).T  # (A,), (A,)
             strangers = random_strangers(part.people, anchors, NEGATIVES, random)  # (A, 10)
             same = verifier(embeddings[anchors], embeddings[positives])  # (A,)

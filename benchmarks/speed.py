@@ -6,6 +6,7 @@ that a machine whose speed drifts does not favour one of them.
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -66,33 +66,40 @@ def mining(rounds: int, images: int = 40_000, anchors: int = 128) -> tuple[str, 
     return f"global mining among {images:,} images", "anchors/s", "a sort for each anchor", anchors / a, anchors / b
 
 
-def a_step(model: nn.Module, optimizer: torch.optim.Optimizer, faces: torch.Tensor, autocast: bool) -> None:
-    people = torch.arange(len(faces), device=faces.device) // 4
-    with training.autocast(faces.device, "auto" if autocast else "float32"):
-        loss = face_recognition.smooth_triplet_loss(model(faces), people, scale=16, margin=0.1)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
 class PlainRecogniser(face_recognition.Recogniser):
     """The same model, in the memory format that torch takes by default."""
 
-    def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.head(self.backbone(faces)), dim=1)
+    def features(self, faces: torch.Tensor) -> torch.Tensor:
+        return self.backbone(faces)
 
 
 def training_step(rounds: int, batch: int = 128) -> tuple[str, str, str, float, float]:
-    device = training.choose_device()
-    faces = torch.rand(batch, 1, 80, 80, device=device)
-    ours = face_recognition.Recogniser().to(device, memory_format=torch.channels_last)
-    plain = PlainRecogniser().to(device)
-    ours_optimizer = torch.optim.AdamW(ours.parameters(), fused=True)
-    plain_optimizer = torch.optim.AdamW(plain.parameters())
-    a, b = in_turns(lambda: a_step(ours, ours_optimizer, faces, autocast=True),
-                    lambda: a_step(plain, plain_optimizer, faces, autocast=False), rounds)  # fmt: skip
-    how = training.describe(device)
-    return f"training at 80×80, {how}", "images/s", "plain float32", batch / a, batch / b
+    """Whole steps: augmentation, model, losses, gradients, optimiser."""
+    device, people = training.choose_device(), np.arange(batch) // 4
+    images = np.random.default_rng(0).integers(0, 255, (batch, 1, 80, 80), np.uint8)
+    faces = datasets.FaceSet(images, people, [str(person) for person in set(people.tolist())],
+                             np.full(batch, "train"), np.full(batch, "noise"), [""] * batch, {})  # fmt: skip
+    rows = torch.arange(batch, device=device)
+
+    def course(precision: str) -> face_recognition.Course:
+        part = face_recognition.Part(faces, "train", device)
+        return face_recognition.Course(part, face_recognition.Settings(), Path(), device, precision)
+
+    ours, plain = course("auto"), course("float32")
+    plain.model = PlainRecogniser().to(device)
+    plain.optimizer = torch.optim.AdamW(plain.model.parameters())
+    a, b = in_turns(lambda: face_recognition.train_step(ours, rows),
+                    lambda: face_recognition.train_step(plain, rows), rounds)  # fmt: skip
+    return f"training at 80×80, {training.describe(device)}", "images/s", "plain float32", batch / a, batch / b
+
+
+def drawing(rounds: int, people: int = 60) -> tuple[str, str, str, float, float]:
+    def draw(workers: int | None) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            synthetic.write_faces(folder, people, 8, workers=workers)
+
+    a, b = in_turns(lambda: draw(None), lambda: draw(1), rounds)
+    return "drawing faces of 112×112", "pictures/s", "in one process", 8 * people / a, 8 * people / b
 
 
 def precision(rounds: int, count: int = 256) -> tuple[str, str, str, float, float]:
@@ -135,6 +142,19 @@ def finding_landmarks(rounds: int, count: int = 64) -> tuple[str, str, str, floa
     return f"landmarks, {count} at a time", "faces/s", "one at a time", count / a, 16 / b
 
 
+def detecting(rounds: int, count: int = 8) -> tuple[str, str, str, float, float]:
+    """Photos of 400x300, which the detector sees enlarged to its own size."""
+    model = names.load_detector()
+    photos = [synthetic.draw_scene([n + 1, n + 2, n + 3], n, size=(400, 300)).pixels for n in range(count)]
+
+    def one_by_one() -> None:
+        for photo in photos:
+            names.detect(model, [photo])
+
+    a, b = in_turns(lambda: names.detect(model, photos), one_by_one, rounds)
+    return f"the detector, photos of 400×300, {count} at a time", "photos/s", "one at a time", count / a, count / b
+
+
 def chain(rounds: int, count: int = 8) -> tuple[str, str, str, float, float]:
     """From photos of 640x480 with one face to embeddings: detector, landmarks, warp, recogniser."""
     models = names.Chain(
@@ -165,6 +185,20 @@ def prepare(rounds: int, people: int = 300, size: int = 250) -> tuple[str, str, 
     return f"prepare, JPEG of {size}×{size}", "images/s", "a sequential Pillow loop", len(photos) / a, len(photos) / b
 
 
+def first_answer(rounds: int) -> float:
+    """Median seconds of the interactive program with one photo typed, its gallery built before."""
+    root = Path(__file__).resolve().parents[1]
+    program = [sys.executable, "fasterrcnn_face_recognition.py"]
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([*program, "--output", f"{folder}/out.png"], input="dataset/group_photo.jpg\n", text=True,
+                           cwd=root, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+
+    run()
+    return statistics.median(seconds(run) for _ in range(rounds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="times that each of a pair is run [5]")
@@ -176,11 +210,14 @@ def main() -> None:
         precision(rounds),
         embedding(rounds),
         finding_landmarks(rounds),
+        detecting(rounds),
         chain(rounds),
         prepare(min(rounds, 3)),
+        drawing(min(rounds, 3)),
     ):
         what, unit, other, ours, plain = measured
         print(f"| {what} | {ours:,.1f} {unit} | {plain:,.1f} ({other}) | {ours / plain:.1f}× |", flush=True)
+    print(f"\nFrom starting the chain to its first answer: {first_answer(rounds):.1f} s.")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def pack_photos(photos: Sequence[BoxedPhoto], folder: str | Path, size: int = 44
     summary.json   what was found; skipped.csv: photos left out, and why; contact_sheet_SOURCE.png: photos with boxes
 
     Photos that cannot be opened are skipped, boxes that are empty or outside are left out and counted. Exact copies
-    are in the same part. A stopped run leaves the last result. InputError when no photo is left.
+    are in the same part. A run that is stopped at its work leaves the last result. InputError when no photo is left.
     """
     folder = Path(folder)
     kept, lines, box_lines, digests, skipped, bad_boxes = [], [], [], [], [], {}
@@ -316,6 +316,8 @@ def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
 
 
 def _write_contact_sheets(photos: PhotoSet, folder: Path, seed: int) -> None:
+    for old in folder.glob("contact_sheet_*.png"):
+        old.unlink()
     for source in photos.summary["sources"]:
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(photos.sources == source))[:24]
         pictures = np.stack([picture_with_boxes(photos.photo(row), photos.boxes[row]) for row in np.sort(rows)])
