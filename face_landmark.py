@@ -27,7 +27,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from torchvision.models import resnet18
 
 from facekit import alignment, charts, commands, drawing, landmarks, metrics, synthetic, training
 from facekit.files import InputError
-from facekit.images import contact_sheet, open_photo, photos_in, places_below
+from facekit.images import MAX_PIXELS, contact_sheet, open_photo, photos_in, places_below
 from facekit.landmarks import MIRRORED, PACKED_SIZE, POINTS
 
 IMAGE_SIZE = 96  # the model sees 96x96 pixels, greyscale, values 0..1
@@ -90,7 +90,8 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator, referenc
         half = half * torch.where(near, uniform(-0.16, 0.2).exp(), 0.7 * 4.5 ** uniform(0, 1).square())
         reach = torch.where(near, 0.12, 0.4)
         center = middle + torch.cat([uniform(-1, 1), uniform(-1, 1)], dim=2) * reach * half
-        angle, mirror = uniform(-30, 30) * torch.where(near, 0.6, 1.0), uniform(-1, 1).sign()
+        angle = uniform(-30, 30) * torch.where(near, 0.6, 1.0)
+        mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     angle = angle.deg2rad()
     turn = torch.cat([torch.cat([angle.cos(), -angle.sin()], 2), torch.cat([angle.sin(), angle.cos()], 2)], 1)
     linear = half * turn * torch.cat([mirror, torch.ones_like(mirror)], dim=2)  # (B, 2, 2), square -> picture
@@ -242,7 +243,7 @@ class Part:
     def __init__(self, faces: landmarks.LandmarkSet, name: str, device: torch.device):
         rows = faces.part(name)
         if not len(rows):
-            raise InputError(f"There is no face for {name}: prepare more data.")
+            raise InputError(f"There are no faces for {name}: prepare more data.")
         self.images = torch.from_numpy(faces.images[rows]).to(device)
         self.points = torch.from_numpy(faces.points[rows] * 2 / PACKED_SIZE - 1).to(device)
 
@@ -260,22 +261,25 @@ def train_step(course: training.Course, part: Part, rows: Tensor, precision: str
 
 def finish_epoch(course: training.Course, validation: Part, precision: str) -> None:
     """Measures the validation faces with two looks at each; the weights are kept if their NME is the lowest."""
-    with training.evaluating(course.model), training.autocast(course.device, precision):
-        found = torch.cat([look_twice(course.model, images) for images in validation.images.split(256)]).cpu().numpy()
+    with training.evaluating(course.model):
+        looks = [look_twice(course.model, images, precision) for images in validation.images.split(256)]
+    found = torch.cat(looks).cpu().numpy()
     marked = validation.points.cpu().numpy()
     errors = landmarks.point_errors(found, marked)
     nme = float(np.nanmean(landmarks.normalised_errors(errors, marked)))
     course.finish_epoch(-nme, {"validation_nme": nme, "validation_error_percent": float(50 * np.nanmean(errors))})
 
 
-def look_twice(model: Landmarker, images: Tensor) -> Tensor:
+def look_twice(model: Landmarker, images: Tensor, precision: str = "auto") -> Tensor:
     """Packed pictures (B, 1, 128, 128) uint8 -> points (B, 5, 2), -1..1: a look at all of it, one at the region."""
     middle, half = images.new_zeros(len(images), 1, 2).float(), images.new_ones(len(images), 1, 1).float()
     for _ in range(2):
         theta = torch.cat([half * torch.eye(2, device=images.device), middle.transpose(1, 2)], 2)  # (B, 2, 3)
         grid = F.affine_grid(theta, [len(images), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
         faces = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
-        points = middle + half * model(faces)
+        with training.autocast(images.device, precision):  # the model alone: bfloat16 would shift pixels
+            answer = model(faces).float()
+        points = middle + half * answer
         middle, half = region_of(points)
     return points
 
@@ -298,12 +302,15 @@ def train(faces: landmarks.LandmarkSet, settings: Settings, folder: Path, device
     course.events = training.event_writer(events)
     course.data = faces.summary.get("split_digest", "")
     part, validation = Part(faces, "train", device), Part(faces, "validation", device)
+    if validation.points[:, :2].isnan().any(2).any(1).all():
+        raise InputError("No validation face has both eyes marked, by which errors are measured: prepare more data.")
     if resume:
         course.load()
     with course.underway(minutes):
         while course.done < 1:
             if not course.plan:
-                order = torch.randperm(len(part.images), generator=torch.Generator().manual_seed(course.epoch))
+                _, random = training.step_generators(settings.seed, course.epoch)
+                order = torch.randperm(len(part.images), generator=random)
                 course.plan = list(order.split(settings.batch_size))[: 2 if dry_run else None]
             for batch in course.batches():
                 train_step(course, part, batch, precision)
@@ -359,15 +366,15 @@ def next_square(points: np.ndarray, before: np.ndarray, frame: Callable) -> np.n
         return before
 
 
-def detect_landmarks(photos: Sequence, boxes: Sequence | None = None,
-                     model: Landmarker | None = None) -> list[np.ndarray]:  # fmt: skip
+def detect_landmarks(photos: Sequence, boxes: Sequence | None = None, model: Landmarker | None = None,
+                     max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:  # fmt: skip
     """The five points (5, 2), x and y in pixels, of the face in each photo.
 
     photos: paths, PIL images or uint8 arrays. boxes: the face of each photo (x0, y0, x1, y1); without them the face
     is looked for in the whole photo, of which it should fill a good part. InputError names a photo that cannot be
     opened.
     """
-    opened = [open_photo(photo) for photo in photos]
+    opened = [open_photo(photo, max_pixels) for photo in photos]
     if boxes is None:
         squares = [alignment.box_region((0, 0, *photo.size), IMAGE_SIZE, scale=1) for photo in opened]
     else:
@@ -459,6 +466,8 @@ def command_prepare(args: argparse.Namespace) -> int:
     known = Path("dataset")
     roots = args.data or ([known] if known.is_dir() and args.drawn_people is None else [])
     faces = [face for root in roots for face in landmarks.find_faces(root)]
+    if args.data and args.drawn_people:
+        raise InputError("--drawn-people draws faces instead of reading some: leave it out, or --data.")
     if args.data and not faces:
         raise InputError(f"There are no marked faces in {', '.join(map(str, args.data))}: no points.csv, no "
                          "facial_keypoints.csv, no .pts files; see dataset/README.md.")  # fmt: skip
@@ -531,14 +540,18 @@ def command_evaluate(args: argparse.Namespace) -> int:
 
 def open_faces(faces: Sequence[landmarks.MarkedFace],
                max_pixels: int) -> tuple[list[landmarks.MarkedFace], list[Image.Image]]:  # fmt: skip
-    """The faces whose pictures open, and these; the others are named."""
+    """The faces whose pictures open, and these, not larger than 512 pixels; the others are named."""
     good, pictures = [], []
     for face in faces:
         try:
-            pictures.append(open_photo(face.picture, max_pixels))
-            good.append(face)
+            picture = open_photo(face.picture, max_pixels)
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
+            continue
+        size = np.array(picture.size)
+        picture.thumbnail((512, 512))  # so that memory does not grow with the photos of large cameras
+        good.append(replace(face, points=face.points * picture.size / size))
+        pictures.append(picture)
     return good, pictures
 
 
@@ -576,7 +589,7 @@ def command_detect(args: argparse.Namespace) -> int:
 def detect_one(model: Landmarker, path: Path, drawn: Path | None, args: argparse.Namespace) -> None:
     """Prints the points of one photo; draws them into the file `drawn`."""
     photo = open_photo(path, args.max_pixels)
-    [points] = detect_landmarks([photo], model=model)
+    [points] = detect_landmarks([photo], model=model, max_pixels=args.max_pixels)
     print(f"{path}: " + ", ".join(f"{name.replace('_', ' ')} {x:.1f} {y:.1f}" for name, (x, y) in zip(POINTS, points)))
     if drawn:
         around = alignment.invert(alignment.region(points, 1))  # the reference's square
@@ -604,7 +617,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                   "--prepared", "--max-pixels", "--seed")  # fmt: skip
     sub.add_argument("--data", type=Path, action="append", metavar="DIR",
                      help="a folder of marked faces, may be repeated [dataset/, else drawn faces]")  # fmt: skip
-    sub.add_argument("--drawn-people", type=commands.number(int, 1), metavar="N", help="draw so many people instead")
+    sub.add_argument("--drawn-people", type=commands.number(int, 1), metavar="N", help="draw N people instead")
 
     sub = command("train", command_train, "Train the landmark model.", "--prepared", "--weights", *commands.TRAINING)
     sub.add_argument("--reference", action="store_true", default=None,

@@ -8,7 +8,7 @@
 
 prepare takes the data sets under dataset/ (`download` gets them), any folder of folders (--data), or draws faces.
 
-The recogniser learns by triplets. An anchor shall be nearer to a positive, another photo of its person, than to
+The recogniser learns by triplets. An anchor should be nearer to a positive, another photo of its person, than to
 negatives, photos of strangers. Global mining finds the negatives that matter: a memory holds the latest embedding of
 every training image, all of them are ranked by their distance to the anchor, and the 20 nearest strangers are skipped,
 since mislabelled photos and look-alikes are among them. The verifier is one linear layer over the 32 squared
@@ -16,13 +16,9 @@ differences of two embeddings.
 
 `train --reference` does this plainly. By default, everybody in a batch is anchor, positive and negative at once (a
 smooth triplet loss on embeddings of length 1, and on the 256 features before the head), mining decides who meets in a
-batch from 40 % of the training on, the learning rate falls, and faces are varied. Tried on real faces, share of
-validation faces nearer to their own person than to ten strangers: 128 images a batch reach 44.2 % after 25,000 images,
-240 need 32,000 for 44.9 %; mined negatives straight from the memory, from the second epoch on: 37.6 % after 28,000,
-left out. Small faces first (48x48 for half of the time) is faster, but the change of size cost more accuracy than a
-short training wins back.
-
-The loss on the features matters most: before, the embeddings of a long training varied in 4 of their 32 dimensions.
+batch from 40 % of the training on, the learning rate falls, and faces are augmented. The loss on the features matters
+most: without it the embeddings of a long training varied in 4 of their 32 dimensions. What else was tried, and what it
+brought, is in weights/MODEL_CARD.md.
 
 Published weights: 307 minutes on two cores; 84.7 % of faces of unseen people nearer to their own person than to ten
 strangers, 92.8 % of pairs right; see weights/MODEL_CARD.md.
@@ -97,6 +93,27 @@ REFERENCE = Settings(reference=True, epochs=200, batch_size=400, weight_decay=0.
 # ---------------------------------------------------------------- data
 
 
+class Part:
+    """The packed images of one part of the split, on the device, and whose they are.
+
+    images (N, C, S, S) uint8, people (N,) int64, sources: N names of data sets; `photos_of` has the rows of each person
+    with at least two.
+    """
+
+    def __init__(self, faces: datasets.FaceSet, part: str, device: torch.device):
+        rows = faces.part(part)
+        self.images = torch.from_numpy(faces.images[rows]).to(device)
+        self.people = torch.from_numpy(faces.people[rows]).to(device)
+        self.sources = faces.sources[rows].tolist()  # the data set of each
+        photos_of: dict[int, list[int]] = {}
+        for row, person in enumerate(faces.people[rows].tolist()):
+            photos_of.setdefault(person, []).append(row)
+        self.photos_of = {person: np.array(photos) for person, photos in photos_of.items() if len(photos) > 1}
+        if len(self.photos_of) < 2:
+            raise InputError(f"Of the {len(photos_of)} people for {part}, {len(self.photos_of)} have two photos: "
+                             "too few; with 20 such people there are enough for all parts: prepare more.")
+
+
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Packed crops (B, C, S, S) uint8 -> varied faces (B, C, S, S) float in 0..1.
 
@@ -109,7 +126,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         return (torch.rand(count, 1, generator=generator) * (high - low) + low).to(device)
 
     angle, zoom = uniform(-8, 8).deg2rad(), uniform(-0.1, 0.08).exp()
-    mirror = uniform(-1, 1).sign()
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     x_axis = torch.stack([mirror * zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.06, 0.06)], dim=2)
     y_axis = torch.stack([mirror * zoom * angle.sin(), zoom * angle.cos(), uniform(-0.06, 0.06)], dim=2)
     grid = F.affine_grid(torch.cat([x_axis, y_axis], dim=1), list(images.shape), align_corners=False)
@@ -138,8 +155,8 @@ def unvaried(images: Tensor) -> Tensor:
 class Recogniser(nn.Module):
     """Faces (B, C, S, S) in 0..1 -> embeddings (B, D): ResNet18 (He et al. 2016), or another backbone.
 
-    `normalised`: embeddings of length 1, so that their distance depends on the angle alone; and in use, though not in
-    training, each is the mean of a face and its mirror image.
+    `normalised`: embeddings of length 1, so that their distance depends on the angle alone; each is the mean of those
+    of the face and of its mirror image. (Training sees the face alone, through `features` and `head`.)
     """
 
     def __init__(self, backbone: str = "resnet18", embedding_size: int = EMBEDDING_SIZE, image_size: int = IMAGE_SIZE,
@@ -161,19 +178,79 @@ class Recogniser(nn.Module):
         return self.backbone(faces.contiguous(memory_format=torch.channels_last))  # 5 to 15 % faster
 
     def raw(self, faces: Tensor) -> Tensor:
-        """Embeddings (B, D) of any length, as the losses take them."""
+        """Embeddings (B, D) before they are scaled to length 1."""
         return self.head(self.features(faces)).float()
 
     def forward(self, faces: Tensor) -> Tensor:
-        embeddings = self.raw(faces)
         if not self.normalised:
-            return embeddings
-        if not self.training:
-            embeddings = F.normalize(embeddings, dim=1) + F.normalize(self.raw(faces.flip(3)), dim=1)
-        return F.normalize(embeddings, dim=1)
+            return self.raw(faces)
+        both = F.normalize(self.raw(faces), dim=1) + F.normalize(self.raw(faces.flip(3)), dim=1)
+        return F.normalize(both, dim=1)
 
 
-# ---------------------------------------------------------------- global mining and the loss
+def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto", tta: bool = False) -> Tensor:
+    """Packed crops (N, C, S, S) uint8 -> embeddings (N, D) float32 on the model's device, 256 at a time.
+
+    `tta` (test-time augmentation): the mean over the crop and the same crop shifted by 2 pixels each way.
+    """
+    device = next(model.parameters()).device
+    embeddings = [torch.empty(0, model.embedding_size, device=device)]
+    with training.evaluating(model), training.autocast(device, precision):
+        for start in range(0, len(images), 256):
+            faces = unvaried(torch.as_tensor(images[start : start + 256]).to(device))
+            views = torch.stack([model(view) for view in (shifted(faces) if tta else [faces])])  # (V, B, D)
+            embeddings.append(F.normalize(views.sum(0), dim=1) if model.normalised else views.mean(0))
+    return torch.cat(embeddings)
+
+
+def shifted(faces: Tensor, pixels: int = 2) -> list[Tensor]:
+    """Faces (B, C, S, S) as they are and moved left, right, up and down, the edge repeated."""
+    size, framed = faces.shape[-1], F.pad(faces, [pixels] * 4, mode="replicate")
+    corners = (pixels, pixels), (pixels, 0), (pixels, 2 * pixels), (0, pixels), (2 * pixels, pixels)
+    return [framed[:, :, top : top + size, left : left + size] for top, left in corners]
+
+
+# ---------------------------------------------------------------- a training on its way
+
+
+class Course(training.Course):
+    """A training of the recogniser: with a memory of the latest embedding of every training image."""
+
+    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors", "loss_state")
+
+    def __init__(self, part: Part, settings: Settings, folder: Path, device: torch.device, precision: str = "auto"):
+        training.seed_everything(settings.seed)
+        channels, _, image_size = part.images.shape[1:]
+        model = Recogniser(settings.backbone, settings.embedding_size, image_size, channels == 3,
+                           normalised=not settings.reference)  # fmt: skip
+        if settings.init:
+            training.load_tensors(model, read_recogniser(settings.init)[0], settings.init)
+        model = model.to(device, memory_format=torch.channels_last)
+        loss = make_loss(settings, len(part.photos_of))
+        optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
+                                      weight_decay=settings.weight_decay, fused=True)  # fmt: skip
+        super().__init__(model, optimizer, settings, folder)
+        self.part, self.precision, self.loss = part, precision, loss
+        self.class_of = torch.full((int(part.people.max()) + 1,), -1, device=device)  # for losses with class centres
+        self.class_of[list(part.photos_of)] = torch.arange(len(part.photos_of), device=device)
+        self.memory = torch.zeros(len(part.images), settings.embedding_size, device=device)
+        self.memory_epoch = torch.zeros(len(part.images), dtype=torch.int64, device=device)  # when it was made
+        self.right, self.anchors = 0, 0  # sums over the present epoch
+
+    @property
+    def loss_state(self) -> dict[str, Tensor]:
+        return self.loss.state_dict()
+
+    @loss_state.setter
+    def loss_state(self, state: dict[str, Tensor]) -> None:
+        self.loss.load_state_dict(state)
+
+    def remember(self, rows: Tensor, embeddings: Tensor) -> None:
+        self.memory[rows] = embeddings.detach()
+        self.memory_epoch[rows] = self.epoch
+
+
+# ---------------------------------------------------------------- the reference: global mining and the triplet loss
 
 
 def mine_negatives(
@@ -213,6 +290,46 @@ def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: 
     far = (anchors[:, None] - negatives).square().sum(2)  # (A, C)
     losses = F.relu(near - far + margin)  # (A, C)
     return (losses * (far < near) if hard_only else losses).sum(1).mean()
+
+
+def plan_pairs(photos_of: list[np.ndarray], size: int, random: np.random.Generator) -> list[Tensor]:
+    """Twice each person's photos in random pairs (anchor, positive), all pairs shuffled: batches (size, 2)."""
+    photos = [random.permutation(rows)[: len(rows) // 2 * 2] for rows in photos_of for _ in range(2)]
+    pairs = random.permutation(np.concatenate([rows.reshape(-1, 2) for rows in photos]))
+    return list(torch.from_numpy(pairs).split(max(1, size)))
+
+
+def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.random.Generator) -> Tensor:
+    """Rows (A, count) of random images, none of the anchor's person."""
+    chosen = torch.empty(len(anchors), count, dtype=torch.int64, device=people.device)
+    wrong = torch.ones_like(chosen, dtype=torch.bool)
+    while wrong.any():
+        again = random.integers(0, len(people), int(wrong.sum()))
+        chosen[wrong] = torch.from_numpy(again).to(people.device)
+        wrong = people[chosen] == people[anchors][:, None]
+    return chosen
+
+
+def reference_loss(course: Course, pairs: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """pairs (A, 2) of anchor and positive -> the triplet loss, and which anchors are right (A,)."""
+    people, memory = course.part.people, course.memory
+    anchors, positives = pairs.T  # rows (A,), (A,)
+    mined = mine_negatives(memory, people, memory[anchors], people[anchors], MINED_NEGATIVES)  # (A, 7)
+    strangers = random_strangers(people, anchors, NEGATIVES, random)  # (A, 10)
+    negatives = torch.cat([mined, strangers[:, mined.shape[1] :]], dim=1)  # (A, 10)
+
+    rows, place = torch.cat([anchors, positives, negatives.flatten()]).unique(return_inverse=True)
+    with training.autocast(course.device, course.precision):
+        embeddings = course.model(unvaried(course.part.images[rows]))  # each image once
+    course.remember(rows, embeddings)
+    a, b, c = embeddings[place].split([len(pairs), len(pairs), negatives.numel()])
+    loss = triplet_loss(a, b, c.view(*negatives.shape, -1), course.settings.margin, course.settings.hard_only)
+    with torch.no_grad():
+        to_strangers = (memory[anchors][:, None] - memory[strangers]).square().sum(2)  # (A, 10)
+        return loss, (a - b).square().sum(1) < to_strangers.amin(1)
+
+
+# ---------------------------------------------------------------- the default: everybody in a batch against everybody
 
 
 def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin: float,
@@ -263,149 +380,54 @@ def make_loss(settings: Settings, people: int) -> nn.Module:
     return losses.LOSSES[settings.loss](people, settings.embedding_size, settings.scale, settings.margin)
 
 
-# ---------------------------------------------------------------- training
-
-
-class Part:
-    """The packed images of one part of the split, on the device, and whose they are.
-
-    images (N, C, S, S) uint8, people (N,) int64, sources: N names of data sets; `photos_of` has the rows of each person
-    with at least two.
-    """
-
-    def __init__(self, faces: datasets.FaceSet, part: str, device: torch.device):
-        rows = faces.part(part)
-        self.images = torch.from_numpy(faces.images[rows]).to(device)
-        self.people = torch.from_numpy(faces.people[rows]).to(device)
-        self.sources = faces.sources[rows].tolist()  # the data set of each
-        photos_of: dict[int, list[int]] = {}
-        for row, person in enumerate(faces.people[rows].tolist()):
-            photos_of.setdefault(person, []).append(row)
-        self.photos_of = {person: np.array(photos) for person, photos in photos_of.items() if len(photos) > 1}
-        if len(self.photos_of) < 2:
-            raise InputError(f"Of the {len(photos_of)} people for {part}, {len(self.photos_of)} have two photos: "
-                             "too few; with 20 such people there are enough for all parts: prepare more.")
-
-
-class Course(training.Course):
-    """A training of the recogniser: with a memory of the latest embedding of every training image."""
-
-    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors", "loss_state")
-
-    def __init__(self, people: Part, settings: Settings, folder: Path, device: torch.device, precision: str = "auto"):
-        training.seed_everything(settings.seed)
-        channels, _, image_size = people.images.shape[1:]
-        model = Recogniser(settings.backbone, settings.embedding_size, image_size, channels == 3,
-                           normalised=not settings.reference)  # fmt: skip
-        if settings.init:
-            start_from(model, settings.init)
-        model = model.to(device, memory_format=torch.channels_last)
-        loss = make_loss(settings, len(people.photos_of))
-        optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
-                                      weight_decay=settings.weight_decay, fused=True)  # fmt: skip
-        super().__init__(model, optimizer, settings, folder)
-        self.people, self.precision, self.loss = people, precision, loss
-        self.class_of = torch.full((int(people.people.max()) + 1,), -1, device=device)  # for losses with class centres
-        self.class_of[list(people.photos_of)] = torch.arange(len(people.photos_of), device=device)
-        self.memory = torch.zeros(len(people.images), settings.embedding_size, device=device)
-        self.memory_epoch = torch.zeros(len(people.images), dtype=torch.int64, device=device)  # when it was made
-        self.right, self.anchors = 0, 0  # sums over the present epoch
-
-    @property
-    def loss_state(self) -> dict[str, Tensor]:
-        return self.loss.state_dict()
-
-    @loss_state.setter
-    def loss_state(self, state: dict[str, Tensor]) -> None:
-        self.loss.load_state_dict(state)
-
-    def remember(self, rows: Tensor, embeddings: Tensor) -> None:
-        self.memory[rows] = embeddings.detach()
-        self.memory_epoch[rows] = self.epoch
-
-
 def plan_epoch(course: Course) -> list[Tensor]:
     """Batches of rows (B,): every person with two photos comes once, with `images_per_person` random photos at most.
 
     People come in random order, or in groups of look-alikes. The reference comes to each person twice and takes
     all photos in random pairs: (A, 2), anchors and positives.
     """
-    settings, photos_of = course.settings, list(course.people.photos_of.values())
+    settings, photos_of = course.settings, course.part.photos_of
     random = np.random.default_rng([settings.seed, course.epoch])
     if settings.reference:
-        return plan_pairs(photos_of, settings.batch_size // (2 + NEGATIVES), random)
-    photos = [random.permutation(rows)[: settings.images_per_person] for rows in photos_of]
+        return plan_pairs(list(photos_of.values()), settings.batch_size // (2 + NEGATIVES), random)
     mine = settings.loss == "triplet" and course.done >= settings.mine_from and course.epoch > 1  # before, no memory
-    order = group_look_alikes(course, photos, random) if mine else random.permutation(len(photos))
-    batch_of_person = np.cumsum([len(photos[i]) for i in order]) // settings.batch_size
-    people_of_batch = np.split(order, np.flatnonzero(np.diff(batch_of_person)) + 1)
-    return [torch.from_numpy(np.concatenate([photos[i] for i in batch])) for batch in people_of_batch]
+    people = group_look_alikes(course, random) if mine else random.permutation(list(photos_of))
+    photos = [random.permutation(photos_of[person])[: settings.images_per_person] for person in people]
+    ends = np.cumsum([len(rows) for rows in photos])
+    batches = math.ceil(ends[-1] / settings.batch_size)
+    batch_of = (ends - 1) * batches // ends[-1]  # of equal sizes: a tiny last one would spoil the batch statistics
+    cuts = ends[:-1][np.diff(batch_of) > 0]
+    return [torch.from_numpy(rows) for rows in np.split(np.concatenate(photos), cuts)]
 
 
-def plan_pairs(photos_of: list[np.ndarray], size: int, random: np.random.Generator) -> list[Tensor]:
-    """Twice each person's photos in random pairs (anchor, positive), all pairs shuffled: batches (size, 2)."""
-    photos = [random.permutation(rows)[: len(rows) // 2 * 2] for rows in photos_of for _ in range(2)]
-    pairs = random.permutation(np.concatenate([rows.reshape(-1, 2) for rows in photos]))
-    return list(torch.from_numpy(pairs).split(max(1, size)))
-
-
-def group_look_alikes(course: Course, photos: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
-    """An order of the people (places in `photos`): one, then up to 7 mined look-alikes who are left, and so on."""
+def group_look_alikes(course: Course, random: np.random.Generator) -> np.ndarray:
+    """All people with two photos, in groups: one, and up to 7 mined look-alikes who are in no group yet."""
     recent = torch.nonzero(course.memory_epoch >= course.epoch - 1).flatten()  # older embeddings are stale
-    people, memory = course.people.people, course.memory
-    place_of = {int(people[rows[0]]): place for place, rows in enumerate(photos)}
-    row_of = dict(zip(people[recent].tolist(), recent.tolist()))  # a recent embedding of each person
-    left, groups = set(range(len(photos))), []
-    for block in torch.from_numpy(random.permutation(len(photos))).split(256):
-        some_row = [photos[place][0] for place in block.tolist()]
-        anchors = torch.tensor([row_of.get(int(people[row]), row) for row in some_row], device=memory.device)
-        mined = mine_negatives(memory[recent], people[recent], memory[anchors], people[anchors], count=64)
-        for place, look_alikes in zip(block.tolist(), people[recent[mined]].tolist()):
-            if place in left:
-                places = dict.fromkeys(place_of[person] for person in look_alikes)  # once each, nearest first
-                group = [place] + [other for other in places if other in left][:MINED_NEGATIVES]
-                groups.append(group)
-                left -= set(group)
+    memory, people = course.memory[recent], course.part.people[recent]
+    row_of = {person: row for row, person in enumerate(people.tolist())}  # one photo of each
+    left, groups = set(course.part.photos_of), []
+    for block in torch.from_numpy(random.permutation(list(row_of))).split(256):
+        anchors = torch.tensor([row_of[person] for person in block.tolist()], device=memory.device)
+        mined = mine_negatives(memory, people, memory[anchors], people[anchors], count=64)
+        for person, look_alikes in zip(block.tolist(), people[mined].tolist()):
+            if person in left:
+                alike = [other for other in dict.fromkeys(look_alikes) if other in left]  # once each, nearest first
+                groups.append([person, *alike[:MINED_NEGATIVES]])
+                left -= set(groups[-1])
+    groups += [[person] for person in sorted(left)]  # without a recent embedding, as in a dry run
     return np.concatenate([groups[i] for i in random.permutation(len(groups))])
 
 
-def reference_step(course: Course, pairs: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """pairs (A, 2) of anchor and positive -> the triplet loss, and which anchors are right (A,)."""
-    people, memory = course.people.people, course.memory
-    anchors, positives = pairs.T  # rows (A,), (A,)
-    mined = mine_negatives(memory, people, memory[anchors], people[anchors], MINED_NEGATIVES)  # (A, 7)
-    strangers = random_strangers(people, anchors, NEGATIVES, random)  # (A, 10)
-    negatives = torch.cat([mined, strangers[:, mined.shape[1] :]], dim=1)  # (A, 10)
-
-    rows, place = torch.cat([anchors, positives, negatives.flatten()]).unique(return_inverse=True)
-    embeddings = course.model(unvaried(course.people.images[rows]))  # each image once
-    course.remember(rows, embeddings)
-    a, b, c = embeddings[place].split([len(pairs), len(pairs), negatives.numel()])
-    loss = triplet_loss(a, b, c.view(*negatives.shape, -1), course.settings.margin, course.settings.hard_only)
-    with torch.no_grad():
-        to_strangers = (memory[anchors][:, None] - memory[strangers]).square().sum(2)  # (A, 10)
-        return loss, (a - b).square().sum(1) < to_strangers.amin(1)
-
-
-def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.random.Generator) -> Tensor:
-    """Rows (A, count) of random images, none of the anchor's person."""
-    chosen = torch.empty(len(anchors), count, dtype=torch.int64, device=people.device)
-    wrong = torch.ones_like(chosen, dtype=torch.bool)
-    while wrong.any():
-        again = random.integers(0, len(people), int(wrong.sum()))
-        chosen[wrong] = torch.from_numpy(again).to(people.device)
-        wrong = people[chosen] == people[anchors][:, None]
-    return chosen
-
-
-def batch_step(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def batch_loss(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """rows (B,) of images -> the loss, and which anchors are right (B,).
 
     The triplet loss is that of the embeddings plus that of the features before the head.
     """
-    people = course.people.people[rows]  # (B,)
-    features = course.model.features(augment(course.people.images[rows], random))  # (B, 256)
-    embeddings = course.model.head(features)  # (B, D)
+    people = course.part.people[rows]  # (B,)
+    faces = augment(course.part.images[rows], random)  # not under autocast: bfloat16 would shift pixels
+    with training.autocast(course.device, course.precision):
+        features = course.model.features(faces)  # (B, 256)
+        embeddings = course.model.head(features)  # (B, D)
     loss = course.loss(embeddings, course.class_of[people])
     if course.settings.loss == "triplet" and course.settings.backbone == "resnet18":
         loss = loss + course.loss(features, course.class_of[people])
@@ -425,29 +447,7 @@ def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Gen
     return (distances.gather(1, positive) < distances.gather(1, strangers)).all(1)
 
 
-def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto", tta: bool = False) -> Tensor:
-    """Packed crops (N, C, S, S) uint8 -> embeddings (N, D) float32 on the model's device, 256 at a time.
-
-    `tta` (test-time augmentation): the mean over the crop and the same crop shifted by 2 pixels each way.
-    """
-    device = next(model.parameters()).device
-    embeddings = [torch.empty(0, model.embedding_size, device=device)]
-    with training.evaluating(model), training.autocast(device, precision):
-        for start in range(0, len(images), 256):
-            faces = unvaried(torch.as_tensor(images[start : start + 256]).to(device))
-            views = torch.stack([model(view) for view in (shifted(faces) if tta else [faces])])  # (V, B, D)
-            embeddings.append(F.normalize(views.sum(0), dim=1) if model.normalised else views.mean(0))
-    return torch.cat(embeddings)
-
-
-def shifted(faces: Tensor, pixels: int = 2) -> list[Tensor]:
-    """Faces (B, C, S, S) as they are and moved left, right, up and down, the edge repeated."""
-    size, framed = faces.shape[-1], F.pad(faces, [pixels] * 4, mode="replicate")
-    corners = (pixels, pixels), (pixels, 0), (pixels, 2 * pixels), (0, pixels), (2 * pixels, pixels)
-    return [framed[:, :, top : top + size, left : left + size] for top, left in corners]
-
-
-# ---------------------------------------------------------------- the course of a training
+# ---------------------------------------------------------------- the training loop
 
 
 def train_step(course: Course, batch: Tensor) -> None:
@@ -455,12 +455,11 @@ def train_step(course: Course, batch: Tensor) -> None:
     settings, rate = course.settings, course.settings.learning_rate
     numpy_random, torch_random = training.step_generators(settings.seed, course.epoch, course.step)
     course.model.train()
-    with training.autocast(course.device, course.precision):
-        if settings.reference:
-            loss, right = reference_step(course, batch, numpy_random)
-        else:
-            loss, right = batch_step(course, batch, torch_random)
-            rate *= training.warm_cosine(course.done)
+    if settings.reference:
+        loss, right = reference_loss(course, batch, numpy_random)
+    else:
+        loss, right = batch_loss(course, batch, torch_random)
+        rate *= training.warm_cosine(course.done)
     course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
     course.learn(loss, rate)
 
@@ -469,6 +468,7 @@ def finish_epoch(course: Course, validation: Part) -> None:
     """Measures the validation people; the weights are kept if they are the best."""
     rows = few_of_each(validation)
     embeddings = embed(course.model, validation.images[rows], course.precision)
+    training.check_finite(embeddings.sum(), f"the end of epoch {course.epoch}")
     accuracy = float(one_of_eleven(embeddings, validation.people[rows])[0].mean())
     if course.events:
         hardest = rows[hardest_triplets(embeddings, validation.people[rows], count=16).cpu()]  # (16, 3)
@@ -497,7 +497,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
         course.load()
     elif settings.reference:  # its first mining needs the embeddings of all
         everything = torch.arange(len(course.memory), device=device)
-        course.remember(everything, embed(course.model, course.people.images, precision))
+        course.remember(everything, embed(course.model, course.part.images, precision))
     with course.underway(minutes):
         while course.done < 1 and not out_of_patience(course):
             course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]
@@ -514,9 +514,9 @@ def out_of_patience(course: Course) -> bool:
     return bool(good) and course.history[-1]["epoch"] - good[-1] >= PATIENCE
 
 
-def few_of_each(people: Part) -> np.ndarray:
+def few_of_each(part: Part) -> np.ndarray:
     """The rows of four photos at most of each person who has two."""
-    return np.concatenate([photos[:4] for photos in people.photos_of.values()])
+    return np.concatenate([photos[:4] for photos in part.photos_of.values()])
 
 
 def one_of_eleven(embeddings: Tensor, people: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -666,6 +666,22 @@ def one_set_each(part: Part, people: int = 100) -> list[dict[int, np.ndarray]]:
     return [each for each in arrays.values() if sum(len(rows) > 1 for rows in each.values()) >= people] or [together]
 
 
+def fit(similarity: Callable, asked: Tensor, photos: Tensor, means: Tensor) -> Tensor:
+    """How well faces fit enrolled photos: the mean of the similarity to the photo and to the mean of its person's.
+
+    Embeddings (..., D), all three; `similarity` is a verifier or `cosine`. Returns (...).
+    """
+    return (similarity(asked, photos) + similarity(asked, means)) / 2
+
+
+def rank_people(names: Sequence[str], scores: Sequence[float]) -> list[tuple[str, float]]:
+    """The people whose photos have these scores, each with the best one, the best person first."""
+    best: dict[str, float] = {}
+    for name, score in zip(names, scores):
+        best[name] = max(score, best.get(name, -math.inf))
+    return sorted(best.items(), key=lambda item: -item[1])
+
+
 def stranger_scores(verifier: Callable, embeddings: Tensor, photos_of: dict[int, np.ndarray], known: list[int],
                     random: np.random.Generator) -> np.ndarray:  # fmt: skip
     """How well a photo of each person who is not enrolled fits the best of the `known` (S,), as the chain scores it.
@@ -680,8 +696,7 @@ def stranger_scores(verifier: Callable, embeddings: Tensor, photos_of: dict[int,
     nearest = distances.topk(min(NEAREST, len(enrolled)), largest=False).indices.cpu()  # (S, 10)
     means = torch.from_numpy(person_means(embeddings[enrolled].cpu().numpy(), whose)).to(embeddings.device)
     with torch.inference_mode():
-        asked = embeddings[strangers][:, None]  # (S, 1, D)
-        scores = (verifier(asked, embeddings[enrolled][nearest]) + verifier(asked, means[nearest])) / 2
+        scores = fit(verifier, embeddings[strangers][:, None], embeddings[enrolled][nearest], means[nearest])  # (S, 10)
     return scores.amax(1).double().cpu().numpy()
 
 
@@ -725,11 +740,6 @@ def read_recogniser(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     return training.read_weights(path, "resnet18-256-128", *backbones.BACKBONES, "timm:")
 
 
-def start_from(model: Recogniser, path: str | Path) -> None:
-    """Puts published or own weights into a model that is to be trained further."""
-    training.load_tensors(model, read_recogniser(path)[0], path)
-
-
 def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier:
     """A trained verifier; `.thresholds` maps the false-accept rates "0.1", "0.01", "0.001" to scores.
 
@@ -740,7 +750,7 @@ def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier
     verifier = Verifier(tensors["linear.weight"].shape[1])
     training.load_tensors(verifier, tensors, path)
     if "score" not in metadata.get("naming_thresholds", ()):
-        raise InputError(f"{path} is of an older version: run train-verify.")
+        raise InputError(f"{path} was written by an older version: run train-verify.")
     verifier.metadata, verifier.thresholds = metadata, metadata["thresholds"]
     verifier.naming_thresholds = {by: {int(size): threshold for size, threshold in thresholds.items()}
                                   for by, thresholds in metadata["naming_thresholds"].items()}  # fmt: skip
@@ -767,7 +777,7 @@ def embed_photos(model: Recogniser, photos: Sequence, crop_fraction: float = 1.0
 
 
 def readable_crops(model: Recogniser, paths: Sequence[Path], args: argparse.Namespace) -> dict[Path, np.ndarray]:
-    """The crops (C, S, S) uint8 of all photos that can be read; the others are named. InputError when none can."""
+    """The crops (C, S, S) uint8 of all photos that can be read; the others are named. InputError when none can be."""
     crops = {}
     for path in tqdm(paths, "reading", leave=False, disable=None):
         try:
@@ -785,16 +795,12 @@ def identify(similarity: Callable, gallery: Tensor, names: Sequence[str], probes
     """Who are they? For each probe the name, None for a stranger, and all people with their similarity, best first.
 
     gallery (N, D) embeddings of photos of the people `names` (N,), probes (P, D); `similarity` is a verifier or
-    `cosine`. A person has the mean of two similarities: that of the best photo, and that of the mean of all photos.
-    Who has most gives the name, from `threshold` on.
+    `cosine`. Whose photo fits best gives the name, from `threshold` on.
     """
     means = torch.from_numpy(person_means(gallery.cpu().numpy(), names)).to(gallery.device)  # (N, D)
     answers = []
     for probe in probes:
-        best: dict[str, float] = {}
-        for name, value in zip(names, ((similarity(probe, gallery) + similarity(probe, means)) / 2).tolist()):
-            best[name] = max(value, best.get(name, -math.inf))
-        ranked = sorted(best.items(), key=lambda item: -item[1])
+        ranked = rank_people(names, fit(similarity, probe, gallery, means).tolist())
         answers.append((ranked[0][0] if ranked and ranked[0][1] >= threshold else None, ranked))
     return answers
 
@@ -833,19 +839,15 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     named, counted and left out.
     """
     pairs = metrics.read_lfw_pairs(args.pairs)  # (name, number, name, number, same, fold)
-    crops = {}
-    photos = sorted({pair[i : i + 2] for pair in pairs for i in (0, 2)})
-    for photo in tqdm(photos, "reading", leave=False, disable=None):
-        try:
-            path = lfw_photo(args.images, *photo)
-            crops[photo] = face_pixels(path, model.image_size, args.center_crop, model.color, args.max_pixels)
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-    usable = [pair for pair in pairs if pair[:2] in crops and pair[2:4] in crops]
-    if len({pair[4] for pair in usable}) < 2:
+    path_of = {photo: lfw_photo(args.images, *photo) for pair in pairs for photo in (pair[:2], pair[2:4])}
+    if not any(path.exists() for path in path_of.values()):
         raise InputError(f"{args.images} lacks the photos of {args.pairs}: give the folder with one folder per person.")
-    row_of = {photo: row for row, photo in enumerate(crops)}
-    first, second = (np.array([row_of[pair[i : i + 2]] for pair in usable]) for i in (0, 2))
+    crops = readable_crops(model, sorted(path_of.values()), args)
+    usable = [pair for pair in pairs if path_of[pair[:2]] in crops and path_of[pair[2:4]] in crops]
+    if len({pair[4] for pair in usable}) < 2:
+        raise InputError(f"Of the pairs of {args.pairs} only {len(usable)} of one kind can be read: both are needed.")
+    row_of = {path: row for row, path in enumerate(crops)}
+    first, second = (np.array([row_of[path_of[pair[i : i + 2]]] for pair in usable]) for i in (0, 2))
     first_people, second_people, same, folds = (np.array([pair[i] for pair in usable]) for i in (0, 2, 4, 5))
     embeddings = embed(model, np.stack(list(crops.values())), args.precision, args.tta)
     scores = score_pairs(verifier, embeddings, first, second)
@@ -856,7 +858,7 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     if len(np.unique(folds)) > 1:
         report["standard_error"] = metrics.ten_fold_accuracy(scores, same, folds)[1]
     report["balanced_accuracy_at"] = accuracy_at_thresholds(scores, same)
-    people = len({name for name, _ in crops})
+    people = len({name for (name, _), path in path_of.items() if path in crops})
     counts = {"people": people, "images": len(crops), "pairs": len(same), "pairs_skipped": len(pairs) - len(same)}
     return report | counts, scores, same
 
@@ -884,7 +886,7 @@ def command_download(args: argparse.Namespace) -> int:
 
 def command_prepare(args: argparse.Namespace) -> int:
     args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
-    prepare(args)
+    prepare(args, args.image_size or IMAGE_SIZE, bool(args.color))
     return 0
 
 
@@ -895,7 +897,7 @@ def prepared_folder(image_size: int | None, color: bool | None, data: Sequence[P
     return PREPARED.with_name(f"{PREPARED.name}{drawn}{size}{'-color' if color else ''}")
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace, image_size: int, color: bool) -> None:
     """Finds the photos, or draws some, and packs them into the folder args.prepared."""
     if args.data and args.data != [SYNTHETIC]:
         if args.drawn_people:
@@ -910,8 +912,7 @@ def prepare(args: argparse.Namespace) -> None:
         drawn = args.prepared / f"drawn_{people}_people_{args.seed}"
         synthetic.write_faces(drawn, people, PICTURES_PER_DRAWN_PERSON, args.seed)
         photos = datasets.folder_of_folders(drawn)
-    summary = datasets.pack_faces(photos, args.prepared, args.image_size or IMAGE_SIZE, bool(args.color), args.seed,
-                                  max_pixels=args.max_pixels)  # fmt: skip
+    summary = datasets.pack_faces(photos, args.prepared, image_size, color, args.seed, max_pixels=args.max_pixels)
     for source, counts in summary["sources"].items():
         print(f"{source}: {counts['images']} images of {counts['people']} people")
     commands.print_skipped(summary, args.prepared)
@@ -925,8 +926,8 @@ def load_prepared(folder: Path, image_size: int, color: bool) -> datasets.FaceSe
     """InputError, which says how to prepare such faces, when there are none."""
     if not folder.exists():
         size = f" --image-size {image_size}" if image_size != IMAGE_SIZE else ""
-        raise InputError(f"{folder} is missing: python3 face_recognition.py prepare{size}{' --color' if color else ''}"
-                         f" --prepared {folder}")  # fmt: skip
+        raise InputError(f"{folder} is missing: first run face_recognition.py prepare{size}{' --color' if color else ''} "
+                         f"--prepared {folder}")  # fmt: skip
     return datasets.load_faces(folder)
 
 
@@ -949,30 +950,38 @@ def choose_settings(args: argparse.Namespace) -> Settings:
         raise InputError(f"--hard-only goes with the loss triplet, not with {args.loss}.")
     if args.reference and (args.loss != "triplet" or args.scale is not None):
         raise InputError("--reference is a triplet loss without a scale: leave it out, or --loss and --scale.")
-    lesson = args.backbone == "resnet18"
-    args.image_size = args.image_size or (IMAGE_SIZE if lesson else 112)
-    args.color = not lesson if args.color is None else args.color
-    args.embedding_size = args.embedding_size or (EMBEDDING_SIZE if lesson else 128)
     usual = REFERENCE if args.reference else Settings()
-    return commands.choose_settings(usual if args.loss == "triplet" else replace(usual, scale=None, margin=None), args)
+    if args.backbone != "resnet18":
+        backbones.check_name(args.backbone)
+        usual = replace(usual, embedding_size=128)
+    if args.loss != "triplet":
+        usual = replace(usual, scale=None, margin=None)
+    return commands.choose_settings(usual, args)
+
+
+def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
+    """The prepared faces; those of --data are prepared first. `args` has their size and colour then."""
+    other = args.backbone != "resnet18"
+    size, color = args.image_size or (112 if other else IMAGE_SIZE), other if args.color is None else args.color
+    if args.drawn_people and not args.data:
+        args.data = [SYNTHETIC]
+    args.prepared = args.prepared or prepared_folder(size, color, args.data)
+    if args.data and not args.resume:
+        prepare(args, size, color)
+    faces = load_prepared(args.prepared, size, color)
+    channels, _, found = faces.images.shape[1:]
+    if args.image_size not in (None, found) or args.color not in (None, channels == 3):
+        colour = "in colour" if channels == 3 else "grey"
+        raise InputError(f"{args.prepared} has other faces, {found}x{found} {colour}: leave out --image-size and "
+                         "--color, or prepare another folder.")  # fmt: skip
+    args.image_size, args.color = found, channels == 3  # what config.yaml is to say
+    return faces
 
 
 def command_train(args: argparse.Namespace) -> int:
-    asked_size, asked_color = args.image_size, args.color
-    settings = choose_settings(args)
-    if args.drawn_people and not args.data:
-        args.data = [SYNTHETIC]
-    args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
-    if args.data and not args.resume:
-        prepare(args)
-    faces = load_prepared(args.prepared, args.image_size, args.color)
-    device = training.choose_device(args.device)
-    channels, _, size = faces.images.shape[1:]
-    if asked_size not in (None, size) or asked_color not in (None, channels == 3):
-        raise InputError(f"{args.prepared} has other faces, {size}x{size} {'in colour' if channels == 3 else 'grey'}: "
-                         "leave out --image-size and --color, or prepare another folder.")  # fmt: skip
-    args.image_size, args.color = size, channels == 3  # what config.yaml is to say
-    test = Part(faces, "test", device)
+    settings, device = choose_settings(args), training.choose_device(args.device)
+    faces = faces_for_training(args)
+    test = Part(faces, "test", device)  # now: too few test people are to be known before the training
     with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
@@ -987,7 +996,7 @@ def command_train(args: argparse.Namespace) -> int:
               f"(best epoch: {course.best_epoch}).\nHistory: {folder / 'history.png'}; weights: {weights}")  # fmt: skip
         if not args.dry_run:
             save_recogniser(args.recogniser, course, faces, measured)
-            flags = changed_paths(args, prepared=prepared_folder(size, channels == 3), recogniser=RECOGNISER)
+            flags = changed_paths(args, prepared=prepared_folder(args.image_size, args.color), recogniser=RECOGNISER)
             print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}")
     return 0
 
@@ -1010,19 +1019,11 @@ def command_train_verify(args: argparse.Namespace) -> int:
     naming = {by: choose_naming_thresholds(similarity, embeddings["validation"], parts["validation"])
               for by, similarity in (("score", verifier), ("cosine", cosine))}  # fmt: skip
 
-    test, part = embeddings["test"], parts["test"]
-    first, second, same = sampled_pairs(part)
-    scores = score_pairs(verifier, test, first, second)
-    accuracy = metrics.balanced_accuracy(scores, same)
-    strangers = score_pairs(verifier, test, *all_strangers(part))
-    print(f"Test people: {accuracy:.1%} of {len(same)} pairs right at score 0.5 (mean of same and different pairs).")
-    pairs_to_choose_by = len(all_strangers(parts["validation"])[0])
-    for far, threshold in thresholds.items():
-        if pairs_to_choose_by * float(far) < 1:
-            print(f"Note: {pairs_to_choose_by} pairs of strangers are too few to choose a score for {float(far):.1%}.")
-        print(f"A false-accept rate of {float(far):.1%} was asked for: score {threshold:.3f}; on test people "
-              f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
-              f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
+    for far in thresholds:
+        pairs = len(all_strangers(parts["validation"])[0])
+        if pairs * float(far) < 1:
+            print(f"Note: {pairs} pairs of strangers are too few to choose a score for {float(far):.1%}.")
+    accuracy = try_thresholds(verifier, thresholds, embeddings["test"], parts["test"])
     training.save_weights(args.verifier, verifier, {
         "architecture": f"linear-{model.embedding_size}", "seed": args.seed,
         "thresholds": thresholds, "naming_thresholds": naming,
@@ -1035,6 +1036,20 @@ def command_train_verify(args: argparse.Namespace) -> int:
     print(f"To name a face, at most 1 % of strangers getting a name: score {sizes} people enrolled.\n"
           f"Weights: {args.verifier}. To measure all: evaluate{flags}")  # fmt: skip
     return 0
+
+
+def try_thresholds(verifier: Verifier, thresholds: dict[str, float], embeddings: Tensor, part: Part) -> float:
+    """Prints what the thresholds turn out to be on other people; returns the accuracy at 0.5."""
+    first, second, same = sampled_pairs(part)
+    scores = score_pairs(verifier, embeddings, first, second)
+    strangers = score_pairs(verifier, embeddings, *all_strangers(part))
+    accuracy = metrics.balanced_accuracy(scores, same)
+    print(f"Test people: {accuracy:.1%} of {len(same)} pairs right at score 0.5 (mean of same and different pairs).")
+    for far, threshold in thresholds.items():
+        print(f"A false-accept rate of {float(far):.1%} was asked for: score {threshold:.3f}; on test people "
+              f"{np.mean(strangers >= threshold):.2%} of {len(strangers)} pairs of strangers are accepted, "
+              f"and {np.mean(scores[same] >= threshold):.1%} of {same.sum()} same pairs.")  # fmt: skip
+    return accuracy
 
 
 def chosen_models(args: argparse.Namespace) -> tuple[Recogniser, Verifier]:
@@ -1169,7 +1184,7 @@ OPTIONS = commands.OPTIONS | {  # of more than one command
     "--data": dict(type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg, may be repeated, or "
                    "`synthetic` for drawn faces [the sets under dataset/, else drawn faces]"),
     "--center-crop": dict(type=float, default=1.0, metavar="PART", help="keep this part of width and height [1]"),
-    "--drawn-people": dict(type=commands.number(int, 1), metavar="N", help="draw so many people instead"),
+    "--drawn-people": dict(type=commands.number(int, 1), metavar="N", help="draw N people instead"),
     "--image-size": dict(type=commands.number(int, 16), metavar="N", help="pixels a side of a crop "
                          f"[{IMAGE_SIZE}; 112 for other backbones]"),
     "--color": dict(action=argparse.BooleanOptionalAction, help="crops in colour [only for other backbones]"),
@@ -1217,11 +1232,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--epochs", type=commands.number(int, 1), default=20, help="[20]")
 
     sub = command("evaluate", command_evaluate, "Measure on test people, or by the LFW protocol.",
-                  "--prepared", *USING, "--precision")  # fmt: skip
+                  "--prepared", *USING, "--precision", "--json")  # fmt: skip
     sub.add_argument("--images", type=Path, metavar="DIR", help="DIR/name/name_0001.jpg, for --pairs")
     sub.add_argument("--pairs", type=Path, metavar="FILE", help="pairs.txt of LFW")
     sub.add_argument("--charts", type=Path, default=Path("data/evaluation"), metavar="DIR", help="[data/evaluation]")
-    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
     sub = command("compare", command_compare, "Does a face crop show the person of others? Exit status 0: yes, of one "
                   "at least, 1: no.", *USING, "--far", "--threshold", "--json", "--csv")  # fmt: skip
@@ -1232,7 +1246,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                   *USING, "--threshold", "--json", "--csv")  # fmt: skip
     sub.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder with one folder of face crops per person")
     sub.add_argument("photos", type=Path, nargs="+", metavar="PATH", help="a photo, or a folder of photos")
-    sub.add_argument("--top", type=commands.number(int, 1), default=5, metavar="K", help="show so many people [5]")
+    sub.add_argument("--top", type=commands.number(int, 1), default=5, metavar="K", help="show K people [5]")
     sub.add_argument("--by", default="score", choices=["score", "cosine"], help="the verifier's score or the cosine")
 
     sub = command("visualize", command_visualize, "Draw a map of the embeddings of people's face crops.",

@@ -531,15 +531,9 @@ def find_candidates(chain: Chain, gallery: Gallery, faces: Sequence[SeenFace]) -
         asked = torch.from_numpy(queries).to(device)[:, None]  # (F, 1, D)
         photos, means = (torch.from_numpy(known[nearest]).to(device) for known in
                          (gallery.embeddings, gallery.person_means))  # both (F, 10, D)  # fmt: skip
-        scores = (chain.verifier(asked, photos) + chain.verifier(asked, means)) / 2  # (F, 10)
-    candidates = []
-    for rows, row_scores in zip(nearest, scores.tolist()):
-        best: dict[str, float] = {}
-        for row, score in zip(rows, row_scores):
-            person = gallery.faces[row].person
-            best[person] = max(score, best.get(person, 0.0))
-        candidates.append(sorted(best.items(), key=lambda item: -item[1]))
-    return candidates
+        scores = face_recognition.fit(chain.verifier, asked, photos, means)  # (F, 10)
+    return [face_recognition.rank_people([gallery.faces[row].person for row in rows], row_scores)
+            for rows, row_scores in zip(nearest, scores.tolist())]  # fmt: skip
 
 
 def name_faces(faces: Sequence[SeenFace], candidates: Sequence[list[tuple[str, float]]], threshold: float,

@@ -28,7 +28,7 @@ class MobileFaceNet(nn.Module):
     def __init__(self, embedding_size: int = 128, channels: int = 3, image_size: int = 112):
         super().__init__()
         if image_size < 16:
-            raise InputError(f"mobilefacenet cannot see so little: give an --image-size of 16 or more instead of "
+            raise InputError(f"mobilefacenet needs larger faces: give an --image-size of 16 or more instead of "
                              f"{image_size}.")  # fmt: skip
         last = math.ceil(image_size / 16)  # side of the last feature map: 7 for 112
         self.features = nn.Sequential(
@@ -315,11 +315,16 @@ def build(name: str, embedding_size: int = 128, channels: int = 3, image_size: i
 
     InputError when the name is unknown, timm is not installed, or the network does not take that image size.
     """
+    check_name(name)
     if name.startswith("timm:"):
         return build_timm(name.removeprefix("timm:"), embedding_size, channels, image_size)
-    if name not in BACKBONES:
-        raise InputError(f"There is no backbone {name}: choose {', '.join(sorted(BACKBONES))} or timm:NAME.")
     return BACKBONES[name](embedding_size, channels, image_size)
+
+
+def check_name(name: str) -> None:
+    """InputError, which names those there are, when no backbone has this name."""
+    if name not in BACKBONES and not name.startswith("timm:"):
+        raise InputError(f"There is no backbone {name}: choose resnet18, {', '.join(sorted(BACKBONES))} or timm:NAME.")
 
 
 def build_timm(name: str, embedding_size: int, channels: int, image_size: int) -> nn.Module:

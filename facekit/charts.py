@@ -94,7 +94,7 @@ def score_histogram(
         )
     axes.yaxis.set_major_formatter(_percent)
     axes.set_xlabel("score (higher: more alike)")
-    axes.set_ylabel("share of the pairs of its kind")
+    axes.set_ylabel("share of the pairs of each kind")
     _title_and_legend(axes, "Scores of pairs")
     _save(figure, path)
 

@@ -5,27 +5,22 @@ import hashlib
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from facekit.files import InputError, read_json, write_json
+from facekit.files import InputError, printable, read_json, write_json
 from facekit.images import MAX_PIXELS, contact_sheet, face_pixels, find_photos
+from facekit.parallel import in_parallel
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 64  # photos that a process decodes in one go; what a stopped run loses at most, per process
@@ -89,14 +84,9 @@ def person_name(text: str) -> str:
 
     `pins_Tom Cruise`, `Tom_Cruise` and `tom  cruise` are `tom cruise`; any script (Unicode NFC, case folded).
     """
-    text = unicodedata.normalize("NFC", _printable(text)).casefold().removeprefix("pins_")
+    text = unicodedata.normalize("NFC", printable(text)).casefold().removeprefix("pins_")
     name = " ".join(text.replace("_", " ").split())
     return unicodedata.normalize("NFC", name) or text
-
-
-def _printable(text: object) -> str:
-    """File names on Linux are bytes; those that are not UTF-8 could not be written into our files."""
-    return str(text).encode("utf-8", "replace").decode("utf-8")
 
 
 def find_known(root: str | Path = "dataset") -> list[Photo]:
@@ -134,7 +124,7 @@ def folder_of_folders(root: str | Path, crop_fraction: float = 1.0) -> list[Phot
     if not paths:
         raise InputError(f"{root} holds no photos of people: put them into one folder per person, "
                          f"{root / 'PERSON' / 'photo.jpg'}.")
-    source = _printable(root.resolve().name)
+    source = printable(root.resolve().name)
     return [Photo(path, person_name(path.parts[depth]), source, crop_fraction)
             for path in paths]
 
@@ -211,12 +201,12 @@ def pack_faces(photos: Sequence[Photo], folder: str | Path, size: int = 80, colo
     split = split_people(Counter(photo.person for photo in kept), seed)
     summary = _summary(kept, split, crop_fractions) | {
         "size": size, "color": color, "seed": seed,
-        "skipped": [{"file": _printable(photos[row].path), "why": _printable(why)}
+        "skipped": [{"file": printable(photos[row].path), "why": printable(why)}
                     for row, why in skipped.items()]}
     write_json(result / "summary.json", summary)
     _write_csv(result / "skipped.csv", ("file", "why"), (item.values() for item in summary["skipped"]))
     _write_csv(result / "index.csv", ("row", "person", "source", "file", "split"),
-               ((row, photo.person, photo.source, _printable(photo.path), split[photo.person])
+               ((row, photo.person, photo.source, printable(photo.path), split[photo.person])
                 for row, photo in enumerate(kept)))
     _write_contact_sheets(result, kept, seed)
 
@@ -261,7 +251,7 @@ def _decode(photos: Sequence[Photo], working: Path, face_shape: tuple[int, int, 
     decoded = sum(len(outcomes) for outcomes in done.values())
     progress = tqdm(total=len(photos), initial=decoded, desc="decoding", unit=" photos", disable=None)
     with open(working / "journal.jsonl", "a", encoding="utf-8") as journal, progress:
-        for start, checksum, outcomes in _run(tasks, workers):
+        for start, checksum, outcomes in in_parallel(_decode_chunk, tasks, workers):
             journal.write("\n" + json.dumps([job, start, checksum, outcomes]))
             journal.flush()
             done[start] = outcomes
@@ -299,37 +289,6 @@ def _read_journal(working: Path, job: str, face_shape: tuple[int, int, int]) -> 
             if line_job == job and zlib.crc32(faces) == checksum:  # a power cut can lose what was written
                 done[start] = outcomes
     return done
-
-
-def _run(tasks: list[tuple], workers: int | None) -> Iterator[tuple[int, int, list]]:
-    """The results of _decode_chunk for all tasks, in any order."""
-    if workers is None:  # to start a process takes as long as a few chunks
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = min(cores, len(tasks) // 4)
-    if workers <= 1:
-        for task in tasks:
-            yield _decode_chunk(*task)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(_decode_chunk, *task) for task in tasks]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise InputError("A process that decodes photos was killed, perhaps for want of memory: "
-                         "run the command again, it goes on where it stopped.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Ctrl-C is for the parent. When the parent is killed, go too: nobody else may write into its files."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _decode_chunk(raw: Path, start: int, photos: Sequence[Photo], face_shape: tuple[int, int, int],
@@ -463,7 +422,7 @@ def download(name: str, root: str | Path = "dataset") -> Path:
     except Exception as error:  # noqa: BLE001  network, disk, account: whatever it is, there is a way by hand
         package = "scikit-learn" if name == "lfw" else "kagglehub"
         reason = f"pip install {package}" if isinstance(error, ImportError) else error
-        raise InputError(f"The download of {name} does not work ({reason}). By hand: get "
+        raise InputError(f"Downloading {name} failed ({reason}). By hand: get "
                          f"https://www.kaggle.com/datasets/{known.kaggle} ({known.holds}; licence: "
                          f"{known.licence}) and unpack it into {target}.") from None
     _photos_of(known, target)  # InputError when there are none

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from facekit.datasets import SPLITS
 from facekit.files import InputError, read_json, write_json, written_whole
-from facekit.images import MAX_PIXELS, contact_sheet, find_photos, open_photo
+from facekit.images import MAX_PIXELS, contact_sheet, find_files, find_photos, open_photo
 from facekit.synthetic import DrawnScene, draw_scene
 
 KNOWN = {  # folder below dataset/ -> its Kaggle page
@@ -90,9 +90,10 @@ def read_folder(folder: str | Path) -> list[BoxedPhoto]:
     """
     folder = Path(folder)
     for name in ("boxes.csv", "bbox_train.csv"):
-        for path in sorted(folder.rglob(name))[:1]:
-            return read_boxes(path, folder)
-    annotations = sorted(folder.rglob("*.xml"))
+        for path in find_files(folder, {".csv"}):
+            if path.name == name:
+                return read_boxes(path, folder)
+    annotations = find_files(folder, {".xml"})
     if not annotations:
         raise InputError(f"{folder} has no boxes: put a boxes.csv (file,xmin,ymin,xmax,ymax) beside the photos.")
     photos = {photo.name: photo for photo in find_photos(folder)}

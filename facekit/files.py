@@ -32,6 +32,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def printable(text: object) -> str:
+    """File names on Linux are bytes; those that are not UTF-8 could not be written into our files."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
     with written_whole(path) as temporary:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.files import InputError, printable, read_json, write_json, written_whole
 from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, open_photo
 
 try:
@@ -319,8 +319,8 @@ def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]
         file = path.relative_to(folder).as_posix()
         if "/" not in file:
             astray.append(path.name)
-        elif file != _printable(file):
-            say(f"{_printable(path)} is left out: its name is not valid Unicode, rename it.")
+        elif file != printable(file):
+            say(f"{printable(path)} is left out: its name is not valid Unicode, rename it.")
         else:
             try:
                 status = path.stat()
@@ -328,12 +328,12 @@ def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]
             except OSError as error:
                 say(f"{path} is left out: it cannot be read ({error.strerror}).")
     if astray:
-        say(_printable(f"{len(astray)} photos are left out, because they lie directly in {folder} "
+        say(printable(f"{len(astray)} photos are left out, because they lie directly in {folder} "
                        f"({', '.join(astray[:3])}): put each into a folder with the name of its person."))
     people = {file.split("/")[0] for file in found}
     for person in _person_folders(folder):
         if person.name not in people:
-            say(f"{_printable(person)} holds no photo: put one there, or remove the folder.")
+            say(f"{printable(person)} holds no photo: put one there, or remove the folder.")
     return found
 
 
@@ -389,8 +389,8 @@ def enroll(folder: str | Path, name: str, photos: Sequence[str | Path],
     person = person_folder(folder, name)
     for photo in photos:
         open_photo(photo, max_pixels)
-        if photo.suffix.lower() not in SUFFIXES or photo.name.startswith(".") or photo.name != _printable(photo.name):
-            raise InputError(f"{_printable(photo)} is not named like a photo: rename it to something like photo.jpg.")
+        if photo.suffix.lower() not in SUFFIXES or photo.name.startswith(".") or photo.name != printable(photo.name):
+            raise InputError(f"{printable(photo)} is not named like a photo: rename it to something like photo.jpg.")
     try:
         person.mkdir(parents=True, exist_ok=True)
         contents = {_digest(there.read_bytes()) for there in find_photos(person)}
@@ -419,7 +419,7 @@ def forget(folder: str | Path, name: str) -> None:
         by_lower_case = {there.casefold(): there for there in people}
         alike = [by_lower_case[there] for there in difflib.get_close_matches(_normal(name).casefold(), by_lower_case)]
         hint = f"did you mean {' or '.join(alike)}?" if alike else "look there for the names."
-        raise InputError(_printable(f"Nobody in {folder} is called {name!r}: {hint}"))
+        raise InputError(printable(f"Nobody in {folder} is called {name!r}: {hint}"))
     if person.resolve() != folder.resolve() / person.name:
         raise InputError(f"{person} is a link to {person.resolve()}: remove it by hand.")
     try:
@@ -434,7 +434,7 @@ def person_folder(folder: Path, name: str) -> Path:
     name = _normal(name).strip()
     if (not name or NOT_IN_NAMES.search(name) or DEVICE.fullmatch(name) or name[0] == "." or name[-1] == "."
             or len(name.encode()) > 200):
-        raise InputError(f"{_printable(name)!r} cannot name a folder on every system: give a name that is neither "
+        raise InputError(f"{printable(name)!r} cannot name a folder on every system: give a name that is neither "
                          'empty nor very long, without control characters and <>:"/\\|?*, '
                          "without a dot at its ends, and not one that Windows keeps for devices, like CON.")
     new = folder / name
@@ -457,8 +457,3 @@ def _free_name(path: Path) -> Path:
 
 def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
-
-
-def _printable(text: str | Path) -> str:
-    """File names on Linux are bytes; those that are not UTF-8 could not be written into our files."""
-    return str(text).encode("utf-8", "replace").decode()

@@ -6,7 +6,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -213,7 +213,12 @@ def face_pixels(photo: Picture, size: int = 80, crop_fraction: float = 1.0, colo
 
 
 def find_photos(folder: str | Path) -> list[Path]:
-    """All photos below `folder`, told by their suffix, 2.jpg before 10.jpg.
+    """All photos below `folder`, told by their suffix. InputError as in find_files."""
+    return find_files(folder, SUFFIXES)
+
+
+def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
+    """All files below `folder` with one of these suffixes (small letters), 2.jpg before 10.jpg.
 
     Hidden files and folders are left out; linked folders are followed, but none is visited twice.
     InputError when `folder` is not a folder.
@@ -221,7 +226,7 @@ def find_photos(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give one with photos in it.")
-    photos, visited = [], set()
+    found, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(parent)
         identity = status.st_dev, status.st_ino
@@ -230,9 +235,9 @@ def find_photos(folder: str | Path) -> list[Path]:
             continue
         visited.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        photos += [os.path.join(parent, name) for name in files
-                   if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES]
-    return [Path(photo) for photo in sorted(photos, key=_natural_order)]
+        found += [os.path.join(parent, name) for name in files
+                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes]
+    return [Path(file) for file in sorted(found, key=_natural_order)]
 
 
 def photos_in(paths: Sequence[str | Path]) -> list[Path]:

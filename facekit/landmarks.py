@@ -8,11 +8,13 @@ import csv
 import hashlib
 import re
 import sys
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from tqdm import tqdm
 
 from facekit import alignment
 from facekit.datasets import SPLITS, split_people
-from facekit.files import InputError, read_json, write_json, written_whole
-from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_photos, open_photo
+from facekit.files import InputError, printable, read_json, write_json, written_whole
+from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_files, find_photos, open_photo
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 MIRRORED = [1, 0, 2, 4, 3]  # which point each one becomes in a mirror
@@ -55,16 +57,13 @@ def find_faces(root: str | Path) -> list[MarkedFace]:
 
     InputError when it is no folder, or when a file of points cannot be read.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give one with marked faces.")
     faces: list[MarkedFace] = []
-    for path in sorted(root.rglob("*.csv")):
+    for path in find_files(root, {".csv"}):
         if path.name in ("points.csv", "landmarks.csv"):
             faces += read_points_csv(path)
         elif path.name == "facial_keypoints.csv":
             faces += read_kaggle(path)
-    if any(root.rglob("*.pts")):
+    if find_files(root, {".pts"}):
         for photo in find_photos(root):
             if photo.with_suffix(".pts").is_file():
                 try:
@@ -96,10 +95,11 @@ def _group_of(file: str) -> str:
     Ada_Byron of video_Ada_Byron_12tr.webp and of web_Ada_Byron_07.webp, image06325 of AFLW_0001-image06325.jpg, PHOTO
     of PHOTO_0.png and of PHOTO_1.png.
     """
-    path = Path(file)
-    if str(path.parent) != ".":
-        return str(path.parent)
-    told = re.search(r"[A-Z][A-Za-z.'-]*(?:_[A-Za-z][A-Za-z.'-]*)+", path.stem) or re.search(r"image\d+$", path.stem)
+    path = Path(unicodedata.normalize("NFC", file))
+    if path.parent != Path():
+        return path.parent.as_posix()
+    word = r"[^\W\d_](?:[^\W\d_]|[.'-])*"  # letters of any script
+    told = re.search(rf"(?![a-z]){word}(?:_{word})+", path.stem) or re.search(r"image\d+$", path.stem)
     return told[0] if told else re.sub(r"_\d+[a-z]*$", "", path.stem)
 
 
@@ -161,6 +161,8 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.ndarray]
 
 # ---------------------------------------------------------------- one packed array
 
+PACKED_FILES = ("images.npy", "points.npy", "index.csv", "summary.json")
+
 
 @dataclass
 class LandmarkSet:
@@ -198,52 +200,57 @@ def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 
     """Writes images.npy, points.npy, index.csv, summary.json and a contact sheet into `folder`; returns the summary.
 
     80 / 10 / 10 per cent for train, validation and test, by group. Pictures that cannot be used, and exact copies,
-    are skipped and named. Written whole: a stopped run leaves the last result.
+    are skipped and named. A run that is stopped at its work leaves the last result. InputError when no face is left.
     """
     folder, rows, skipped, seen = Path(folder), [], [], set()
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = (len(faces), 1, PACKED_SIZE, PACKED_SIZE)
-    working = folder / ".images.working.npy"
-    images = np.lib.format.open_memmap(working, "w+", np.uint8, shape)
-    points = np.empty((len(faces), len(POINTS), 2), np.float32)
-    with ThreadPoolExecutor() as pool:
-        outcomes = pool.map(lambda face: _cut_or_why(face, max_pixels), faces)
-        for face, outcome in zip(faces, tqdm(outcomes, "cutting", len(faces), disable=None, unit=" faces")):
-            digest = "" if isinstance(outcome, str) else hashlib.sha256(outcome[0]).hexdigest()
-            if isinstance(outcome, str) or digest in seen:
-                why = outcome if isinstance(outcome, str) else "exact copy of another picture"
-                skipped.append({"file": face.file, "why": why})
-                continue
-            images[len(rows)], points[len(rows)] = outcome
-            seen.add(digest)
-            rows.append(face)
-    if not rows:
-        working.unlink()
-        raise InputError(f"None of the {len(faces)} pictures can be used. The first: {skipped[0]['why']}")
-    split_of = split_people(Counter(face.group for face in rows), seed)
-    split = [split_of[face.group] for face in rows]
-    trained = sorted(face.file for face, part in zip(rows, split) if part == "train")
-    summary = {
-        "faces": len(rows),
-        "sources": dict(Counter(face.source for face in rows)),
-        "splits": {name: split.count(name) for name in SPLITS},
-        "missing_points": int(np.isnan(points[: len(rows)]).any(2).sum()),
-        "skipped": skipped,
-        "split_digest": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
-        "seed": seed,
-    }
-    with written_whole(folder / "images.npy") as temporary:
-        np.save(temporary, images[: len(rows)])
-    with written_whole(folder / "points.npy") as temporary:
-        np.save(temporary, points[: len(rows)])
-    with written_whole(folder / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("row", "file", "source", "group", "split"))
-        writer.writerows((row, face.file, face.source, face.group, split[row]) for row, face in enumerate(rows))
-    write_json(folder / "summary.json", summary)
+    if not faces:
+        raise InputError("There are no marked faces to pack: give another folder.")
+    with ExitStack() as whole:
+        images_npy, points_npy, index_csv, summary_json = (
+            whole.enter_context(written_whole(folder / name)) for name in PACKED_FILES
+        )
+        working = images_npy.with_suffix(".working")
+        whole.callback(working.unlink, missing_ok=True)
+        images = np.memmap(working, np.uint8, "w+", shape=(len(faces), 1, PACKED_SIZE, PACKED_SIZE))
+        points = np.empty((len(faces), len(POINTS), 2), np.float32)
+        with ThreadPoolExecutor() as pool:
+            outcomes = pool.map(lambda face: _cut_or_why(face, max_pixels), faces)
+            for face, outcome in zip(faces, tqdm(outcomes, "cutting", len(faces), disable=None, unit=" faces")):
+                digest = "" if isinstance(outcome, str) else hashlib.sha256(outcome[0]).hexdigest()
+                if isinstance(outcome, str) or digest in seen:
+                    why = outcome if isinstance(outcome, str) else "exact copy of another picture"
+                    skipped.append({"file": printable(face.file), "why": why})
+                    continue
+                images[len(rows)], points[len(rows)] = outcome
+                seen.add(digest)
+                rows.append(face)
+        points = points[: len(rows)]
+        np.save(images_npy, images[: len(rows)])
+        np.save(points_npy, points)
+        del images  # Windows deletes no file that is open
+        if not rows:
+            raise InputError(f"None of the {len(faces)} pictures can be used. The first: {skipped[0]['why']}")
+        groups = [printable(face.group) for face in rows]
+        split_of = split_people(Counter(groups), seed)
+        split = [split_of[group] for group in groups]
+        index = [(row, printable(face.file), printable(face.source), groups[row], split[row])
+                 for row, face in enumerate(rows)]  # fmt: skip
+        with open(index_csv, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("row", "file", "source", "group", "split"), *index])
+        trained = sorted(file for _, file, _, _, part in index if part == "train")
+        summary = {
+            "faces": len(rows),
+            "sources": dict(Counter(source for _, _, source, _, _ in index)),
+            "splits": {name: split.count(name) for name in SPLITS},
+            "missing_points": int(np.isnan(points).any(2).sum()),
+            "skipped": skipped,
+            "split_digest": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
+            "seed": seed,
+        }
+        write_json(summary_json, summary)
     chosen = np.random.default_rng(seed).permutation(len(rows))[:96]
-    contact_sheet(with_points(images[chosen], points[chosen]), folder / "contact_sheet.png")
-    working.unlink()
+    packed = np.load(folder / "images.npy", mmap_mode="r")[chosen]
+    contact_sheet(with_points(packed, points[chosen]), folder / "contact_sheet.png")
     return summary
 
 
@@ -257,7 +264,7 @@ def _cut_or_why(face: MarkedFace, max_pixels: int) -> tuple[np.ndarray, np.ndarr
 def load_landmarks(folder: str | Path) -> LandmarkSet:
     """Opens what pack_landmarks has written. InputError when something is missing or damaged."""
     folder = Path(folder)
-    for name in ("images.npy", "points.npy", "index.csv", "summary.json"):
+    for name in PACKED_FILES:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing: run prepare first.")
     try:

@@ -11,8 +11,6 @@ Left and right are the viewer's everywhere. Colours are 0..1.
 import csv
 import io
 import math
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.parallel import in_parallel
 from facekit.portrait import View, face_box, paint_person, seen_landmarks
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
@@ -416,26 +415,13 @@ def write_faces(
     jobs = [(folder, identity, pictures_per_person, seed, size, zoom) for identity in range(1, people + 1)]
     rows = []
     with tqdm(total=people * pictures_per_person, unit=" faces", desc="drawing", disable=None) as progress:
-        for person_rows in _in_parallel(jobs, workers):
+        for person_rows in in_parallel(_write_person, jobs, workers):
             rows += person_rows
             progress.update(pictures_per_person)
     rows.sort()
     _write_csv(folder / "boxes.csv", ["file", "xmin", "ymin", "xmax", "ymax"], [row[:5] for row in rows])
     header = ["file"] + [f"{point}_{axis}" for point in LANDMARKS for axis in "xy"]
     _write_csv(folder / "landmarks.csv", header, [[row[0], *row[5:]] for row in rows])
-
-
-def _in_parallel(jobs: list[tuple], workers: int | None) -> Iterator[list[list]]:
-    """The rows of each person as they come."""
-    if workers == 1:
-        yield from (_write_person(*job) for job in jobs)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        try:
-            for done in as_completed([pool.submit(_write_person, *job) for job in jobs]):
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # a stop or a full disk ends it now, not after all the others
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:

@@ -512,7 +512,7 @@ def test_training_gives_the_weights_of_the_best_epoch(toy, tmp_path: Path, monke
 
 
 def test_a_part_without_faces_is_named():
-    with pytest.raises(InputError, match="no face for validation"):
+    with pytest.raises(InputError, match="no faces for validation"):
         fl.train(toy_faces(6, 0), fl.Settings(), Path("unused"), CPU)
 
 
