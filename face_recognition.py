@@ -925,9 +925,8 @@ def prepare(args: argparse.Namespace, image_size: int, color: bool) -> None:
 def load_prepared(folder: Path, image_size: int, color: bool) -> datasets.FaceSet:
     """InputError, which says how to prepare such faces, when there are none."""
     if not folder.exists():
-        size = f" --image-size {image_size}" if image_size != IMAGE_SIZE else ""
-        raise InputError(f"{folder} is missing: first run face_recognition.py prepare{size}{' --color' if color else ''} "
-                         f"--prepared {folder}")  # fmt: skip
+        kind = f" --image-size {image_size}" * (image_size != IMAGE_SIZE) + " --color" * color
+        raise InputError(f"{folder} is missing: first run face_recognition.py prepare{kind} --prepared {folder}")
     return datasets.load_faces(folder)
 
 
