@@ -17,8 +17,8 @@ Tried on 11,737 real faces, NME of validation faces: a linear layer over all fea
 11.3 % after thirteen epochs; the heat maps have 7.9 % after two and 5.8 % after twenty.
 
 Published weights: 24 minutes on two cores; on faces of people not trained on, the mean error is 1.2 % of the picture's
-width (the reference publishes 4.7 % on its data), the NME 5.55 %, and 3.5 % of the faces fail (NME above 10 %). Squares
-that are up to 15 % off-centre and 25 % too large or small change nothing: NME 5.57 %. See weights/MODEL_CARD.md.
+width (the reference publishes 4.7 % on its data), the NME 5.45 %, and 3.2 % of the faces fail (NME above 10 %). Squares
+that are up to 15 % off-centre and 25 % too large or small change nothing: NME 5.47 %. See weights/MODEL_CARD.md.
 """
 
 import argparse

@@ -20,8 +20,8 @@ batch from 40 % of the training on, the learning rate falls, and faces are augme
 most: without it the embeddings of a long training varied in 4 of their 32 dimensions. What else was tried, and what it
 brought, is in weights/MODEL_CARD.md.
 
-Published weights: 307 minutes on two cores; 84.7 % of faces of unseen people nearer to their own person than to ten
-strangers, 92.8 % of pairs right; see weights/MODEL_CARD.md.
+Published weights: 368 minutes on two cores; 85.5 % of faces of unseen people nearer to their own person than to ten
+strangers, 92.9 % of pairs right; see weights/MODEL_CARD.md.
 
 Beside the lesson: `train --loss` and `--backbone` name its relatives, `identify` finds face crops in a gallery,
 `visualize` draws a map of people, `export` writes ONNX or TorchScript.

@@ -25,7 +25,7 @@ them a little higher than wide as faces are, and a box head of two layers. The b
 proposal network scores every anchor; the best 200 are cut out of the features and judged again by the box head.
 
 Training sees random crops in which faces are from 6 pixels to most of the crop, so that one set of weights finds
-crowds and portraits. Published weights: 42 minutes on two cores; AP50 0.86 on photos of groups, 0.80 on crowds with
+crowds and portraits. Published weights: 83 minutes on two cores; AP50 0.89 on photos of groups, 0.83 on crowds with
 masks; see weights/MODEL_CARD.md.
 """
 
