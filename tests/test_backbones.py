@@ -67,7 +67,7 @@ def test_an_image_size_that_does_not_fit_is_named(name: str, image_size: int):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="no backbone mobilenet: choose mamba, mobilefacenet or timm:NAME"):
+    with pytest.raises(InputError, match="no backbone mobilenet: choose resnet18, mamba, mobilefacenet or timm:NAME"):
         backbones.build("mobilenet")
 
 

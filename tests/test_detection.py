@@ -409,6 +409,7 @@ class SeesPhotos(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.backbone = SimpleNamespace(precision="auto")
         self.seen: list[torch.Tensor] = []
 
     def forward(self, photos: list[torch.Tensor]) -> list[dict]:

@@ -203,7 +203,7 @@ def test_description_is_text_that_a_stranger_can_follow():
 @pytest.mark.parametrize("form", sorted(export.EXPORTS))
 @pytest.mark.parametrize("backbone", sorted(backbones.BACKBONES))
 def test_every_backbone_is_exported_for_any_number_of_faces(backbone: str, form: str, tmp_path: Path):
-    size = 48
+    size = 32
     model = face_recognition.Recogniser(backbone, embedding_size=16, image_size=size, color=True).eval()
     path = tmp_path / f"model.{form}"
     export.EXPORTS[form](model, path, {"colour": "RGB"}, channels=3, image_size=size)
