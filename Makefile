@@ -19,6 +19,8 @@ demo: .venv/installed
 	@rm -rf $(DEMO)/people && cp -R face_recognition_samples $(DEMO)/people
 	$(RUN) fasterrcnn_face_recognition.py enroll "Grace Hopper" $(DEMO)/darker.jpg $(SAMPLES)
 	$(RUN) fasterrcnn_face_recognition.py recognize $(DEMO)/grace_hopper.jpg dataset/group_photo.jpg $(SAMPLES) --out $(DEMO)
+	@echo 'Now your photos: put some into face_recognition_samples/NAME/, then'
+	@echo '. .venv/bin/activate && python3 fasterrcnn_face_recognition.py'
 
 # Draws people, trains the published recogniser further on them for two minutes, measures it, compares photos.
 demo-training: .venv/installed
@@ -40,11 +42,11 @@ clean:
 	rm -rf .venv $(DEMO)
 
 .venv/installed: requirements.txt
-	test -d .venv || $(PYTHON) -m venv .venv
+	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt requirements.txt
-	test -d .venv || $(PYTHON) -m venv .venv
+	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ .venv/installed

@@ -12,13 +12,13 @@ the right eye, the nose tip, the left and the right mouth corner (left as the vi
 looks twice: the points of the first look turn the face upright and place the square of the second.
 
 `train --reference` is ResNet18 with a mean squared error. The default is a network of 1.1 M weights that points at the
-landmarks on heat maps, a loss that is the distance itself, and squares of which most are like those of the last look.
-Tried on 11,737 real faces, NME of validation faces: a linear layer over all features instead of the heat maps has
-11.3 % after thirteen epochs; the heat maps have 7.9 % after two and 5.8 % after twenty.
+landmarks on heat maps, a loss that is the distance itself, and squares of which most are nearly those of the second
+look. After 17 minutes of training on 11,791 real faces, on two cores, it has an NME of 5.2 % on faces of other people,
+and the reference one of 14.7 %. What was tried beside that is in weights/MODEL_CARD.md.
 
-Published weights: 24 minutes on two cores; on faces of people not trained on, the mean error is 1.2 % of the picture's
-width (the reference publishes 4.7 % on its data), the NME 5.45 %, and 3.2 % of the faces fail (NME above 10 %). Squares
-that are up to 15 % off-centre and 25 % too large or small change nothing: NME 5.47 %. See weights/MODEL_CARD.md.
+Published weights: these of 17 minutes. On faces of people not trained on, the mean error is 1.1 % of the picture's width
+(the reference publishes 4.7 % on its data), and 3.2 % of the faces fail (NME above 10 %). Squares that are up to 15 %
+off-centre and 25 % too large or small change nothing.
 """
 
 import argparse
@@ -30,6 +30,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import facekit.quick_start  # noqa: F401, before torchvision
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -81,21 +84,22 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator, referenc
     def uniform(low: float, high: float) -> Tensor:
         return (torch.rand(count, 1, 1, generator=generator) * (high - low) + low).to(device)
 
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     if reference:  # the picture at 0.3 to 1 times its size
-        angle, half, mirror = uniform(-18, 18), 1 / uniform(0.3, 1), torch.ones(count, 1, 1, device=device)
-        center = torch.cat([uniform(-0.4, 0.4), uniform(-0.4, 0.4)], dim=2) * half
+        square = torch.eye(2, 3, device=device).expand(count, 2, 3)
+        angle, zoom, reach, mirror = uniform(-18, 18), 1 / uniform(0.3, 1), 0.4, mirror.abs()
     else:  # more than half of the squares nearly as the last look has them, the others as the first may
         near = uniform(0, 1) < 0.6
-        middle, half = region_of(points)
-        half = half * torch.where(near, uniform(-0.16, 0.2).exp(), 0.7 * 4.5 ** uniform(0, 1).square())
-        reach = torch.where(near, 0.12, 0.4)
-        center = middle + torch.cat([uniform(-1, 1), uniform(-1, 1)], dim=2) * reach * half
-        angle = uniform(-30, 30) * torch.where(near, 0.6, 1.0)
-        mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+        square = torch.where(near, upright_square(points), region_square(points))
+        angle = uniform(-30, 30) * torch.where(near, 0.4, 1.0)
+        zoom = torch.where(near, uniform(-0.16, 0.16).exp(), 0.7 * 4.5 ** uniform(0, 1).square())
+        reach = torch.where(near, 0.1, 0.4)
     angle = angle.deg2rad()
     turn = torch.cat([torch.cat([angle.cos(), -angle.sin()], 2), torch.cat([angle.sin(), angle.cos()], 2)], 1)
-    linear = half * turn * torch.cat([mirror, torch.ones_like(mirror)], dim=2)  # (B, 2, 2), square -> picture
-    theta = torch.cat([linear, center.transpose(1, 2)], 2)  # (B, 2, 3)
+    shift = torch.cat([uniform(-1, 1), uniform(-1, 1)], dim=1) * reach * zoom  # (B, 2, 1)
+    linear = square[:, :, :2] @ turn * zoom * torch.cat([mirror, torch.ones_like(mirror)], dim=2)  # (B, 2, 2)
+    center = square[:, :, :2] @ shift + square[:, :, 2:]  # (B, 2, 1)
+    theta = torch.cat([linear, center], dim=2)  # (B, 2, 3), from the new square to the picture
     grid = F.affine_grid(theta, [count, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     pictures = images.float() / 255
     faces = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
@@ -103,19 +107,42 @@ def augment(images: Tensor, points: Tensor, generator: torch.Generator, referenc
     outside = (grid.abs() > 1).any(3)[:, None] & (uniform(0, 1) < 0.5)[:, :, :, None]
     faces = torch.where(outside, other, faces)
 
-    points = torch.linalg.solve(linear, (points - center).transpose(1, 2)).transpose(1, 2)
+    points = torch.linalg.solve(linear, points.transpose(1, 2) - center).transpose(1, 2)
     points = torch.where(mirror < 0, points[:, MIRRORED], points)
     return faces if reference else vary_light(faces, generator), points
 
 
-def region_of(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference's square around points (B, 5, 2), NaN where missing: its middle (B, 1, 2), half its side (B, 1, 1).
+def region_square(points: Tensor) -> Tensor:
+    """The reference's square around points (B, 5, 2), NaN where missing, as a map from it to the picture (B, 2, 3).
 
     As alignment.region, on the device: the side is 3 times the larger of the points' width and height.
     """
-    low = points.nan_to_num(math.inf).amin(1, keepdim=True)
-    high = points.nan_to_num(-math.inf).amax(1, keepdim=True)
-    return (low + high) / 2, (1.5 * (high - low).amax(2, keepdim=True)).clamp(min=0.2)
+    low = points.nan_to_num(math.inf).amin(1)  # (B, 2)
+    high = points.nan_to_num(-math.inf).amax(1)
+    half = (1.5 * (high - low).amax(1)).clamp(min=0.2)  # (B,)
+    return torch.cat([half[:, None, None] * torch.eye(2, device=points.device), ((low + high) / 2)[:, :, None]], dim=2)
+
+
+def upright_square(points: Tensor) -> Tensor:
+    """The square in which a face with points (B, 5, 2) is upright, as a map from it to the picture (B, 2, 3).
+
+    As alignment.similarity, on the device, with the points that are marked; `region_square` where they tell too little.
+    """
+    weight = (~points.isnan().any(2)).float()  # (B, 5)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+    x_y = points.nan_to_num().contiguous()
+    source = torch.view_as_complex(x_y)  # (B, 5)
+    target = torch.view_as_complex(torch.from_numpy(2 * alignment.TEMPLATE - 1).float()).to(points.device)  # (5,)
+    source_mean, target_mean = ((weight * one).sum(1, keepdim=True) for one in (source, target))  # (B, 1)
+    centred = source - source_mean
+    spread = (weight * centred.abs().square()).sum(1)  # (B,)
+    factor = (weight * centred.conj() * (target - target_mean)).sum(1)  # times 1 / spread: from picture to square
+    turned = spread / torch.where(factor == 0, 1, factor)  # (B,)
+    shift = (source_mean - turned[:, None] * target_mean)[:, 0]
+    x_row, y_row = (turned.real, -turned.imag, shift.real), (turned.imag, turned.real, shift.imag)
+    square = torch.stack([*x_row, *y_row], dim=1).view(-1, 2, 3)
+    told = (turned.abs() > 0.1) & (turned.abs() < 4)
+    return torch.where(told[:, None, None], square, region_square(points))
 
 
 def vary_light(faces: Tensor, generator: torch.Generator) -> Tensor:
@@ -271,16 +298,18 @@ def finish_epoch(course: training.Course, validation: Part, precision: str) -> N
 
 
 def look_twice(model: Landmarker, images: Tensor, precision: str = "auto") -> Tensor:
-    """Packed pictures (B, 1, 128, 128) uint8 -> points (B, 5, 2), -1..1: a look at all of it, one at the region."""
-    middle, half = images.new_zeros(len(images), 1, 2).float(), images.new_ones(len(images), 1, 1).float()
-    for _ in range(2):
-        theta = torch.cat([half * torch.eye(2, device=images.device), middle.transpose(1, 2)], 2)  # (B, 2, 3)
-        grid = F.affine_grid(theta, [len(images), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    """Packed pictures (B, 1, 128, 128) uint8 -> points (B, 5, 2), -1..1: a look at all of it, one at the upright face.
+
+    Nearly as `find_landmarks`, but on the device and without the mirror image.
+    """
+    square = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
+    for _ in range(LOOKS):
+        grid = F.affine_grid(square, [len(images), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
         faces = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
         with training.autocast(images.device, precision):  # the model alone: bfloat16 would shift pixels
             answer = model(faces).float()
-        points = middle + half * answer
-        middle, half = region_of(points)
+        points = answer @ square[:, :, :2].transpose(1, 2) + square[:, :, 2:].transpose(1, 2)
+        square = upright_square(points)
     return points
 
 
@@ -336,12 +365,14 @@ def predict(model: Landmarker, crops: np.ndarray | Tensor, precision: str = "aut
 
 def look(model: Landmarker, photos: Sequence, matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
     """One look at one face of each photo, through its square (2, 3): points (5, 2) in pixels of the photo."""
+    if not photos:
+        return []
     crops = [alignment.warp(photo, matrix[None], IMAGE_SIZE) for photo, matrix in zip(photos, matrices)]
-    found = predict(model, np.concatenate(crops)).cpu().numpy() if crops else ()
+    found = predict(model, np.concatenate(crops)).cpu().numpy().astype(np.float64)
     return [
         alignment.transform_points(alignment.invert(matrix), (points + 1) * IMAGE_SIZE / 2)
-        for points, matrix in zip(found.astype(np.float64), matrices)
-    ] if crops else []  # fmt: skip
+        for points, matrix in zip(found, matrices)
+    ]
 
 
 def find_landmarks(model: Landmarker, photos: Sequence, squares: Sequence[np.ndarray], looks: int = LOOKS,
@@ -372,13 +403,13 @@ def detect_landmarks(photos: Sequence, boxes: Sequence | None = None, model: Lan
 
     photos: paths, PIL images or uint8 arrays. boxes: the face of each photo (x0, y0, x1, y1); without them the face
     is looked for in the whole photo, of which it should fill a good part. InputError names a photo that cannot be
-    opened.
+    opened. ValueError when there are not as many boxes as photos.
     """
     opened = [open_photo(photo, max_pixels) for photo in photos]
     if boxes is None:
         squares = [alignment.box_region((0, 0, *photo.size), IMAGE_SIZE, scale=1) for photo in opened]
     else:
-        squares = [alignment.box_region(box, IMAGE_SIZE) for box in boxes]
+        squares = [alignment.box_region(box, IMAGE_SIZE) for _, box in zip(opened, boxes, strict=True)]
     return find_landmarks(model or load_landmarker(), opened, squares)
 
 
@@ -387,7 +418,7 @@ def save_landmarker(path: Path, course: training.Course, faces: landmarks.Landma
     training.save_weights(path, course.model, {
         "architecture": course.model.architecture,
         "crop": {"size": IMAGE_SIZE, "color": False},
-        "data": {name: faces.summary[name] for name in ("faces", "sources", "splits", "seed")},
+        "data": {name: faces.summary[name] for name in ("faces", "sources", "splits", "split_digest", "seed")},
         "settings": asdict(course.settings),
         "epoch": course.best_epoch,
         "minutes": round(course.seconds / 60, 1),
@@ -453,9 +484,9 @@ def mean_or_none(values: np.ndarray) -> float | None:
 def _random_squares(sides: np.ndarray, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
     random, squares = np.random.default_rng(0), []
     for side, picture in zip(sides, pictures):
-        center = np.array(picture.size) / 2 + random.uniform(-0.15, 0.15, 2) * side
-        half = side / 2 * random.uniform(0.75, 1.25)
-        squares.append(alignment.box_region((*(center - half), *(center + half)), IMAGE_SIZE, scale=1))
+        x, y = random.uniform(-0.15, 0.15, 2) * side
+        box = (x, y, x + picture.width, y + picture.height)
+        squares.append(alignment.box_region(box, IMAGE_SIZE, scale=random.uniform(0.75, 1.25)))
     return squares
 
 
@@ -465,9 +496,9 @@ def _random_squares(sides: np.ndarray, pictures: Sequence[Image.Image]) -> list[
 def command_prepare(args: argparse.Namespace) -> int:
     known = Path("dataset")
     roots = args.data or ([known] if known.is_dir() and args.drawn_people is None else [])
-    faces = [face for root in roots for face in landmarks.find_faces(root)]
     if args.data and args.drawn_people:
         raise InputError("--drawn-people draws faces instead of reading some: leave it out, or --data.")
+    faces = [face for root in roots for face in landmarks.find_faces(root)]
     if args.data and not faces:
         raise InputError(f"There are no marked faces in {', '.join(map(str, args.data))}: no points.csv, no "
                          "facial_keypoints.csv, no .pts files; see dataset/README.md.")  # fmt: skip
@@ -482,6 +513,8 @@ def command_prepare(args: argparse.Namespace) -> int:
         print(f"{source}: {count} faces")
     for skipped in summary["skipped"][:10]:
         print(f"skipped {skipped['file']}: {skipped['why']}")
+    if summary["skipped"][10:]:
+        print(f"skipped {len(summary['skipped']) - 10} more, see {args.prepared / 'summary.json'}")
     parts = ", ".join(f"{count} for {name}" for name, count in summary["splits"].items())
     print(f"{summary['faces']} faces ({parts}), {summary['missing_points']} points not marked; "
           f"{len(summary['skipped'])} pictures skipped.\nFaces and points: {args.prepared / 'contact_sheet.png'}")
@@ -505,12 +538,15 @@ def command_train(args: argparse.Namespace) -> int:
 
 
 def command_evaluate(args: argparse.Namespace) -> int:
-    model = load_landmarker(args.weights, args.device)
+    model, notes = load_landmarker(args.weights, args.device), []
     if args.points or args.images:
         if not (args.points and args.images):
             raise InputError("--images DIR and --points FILE go together: give both, or neither for the saved split.")
         faces = landmarks.read_points_csv(args.points, args.images)
+        given = len(faces)
         faces, pictures = open_faces(faces, args.max_pixels)
+        if not faces:
+            raise InputError(f"None of the {given} pictures of {args.points} opens in {args.images}: check --images.")
         marked = np.array([face.points for face in faces])
         sources, groups = (np.array([getattr(face, name) for face in faces]) for name in ("source", "group"))
         files = [face.file for face in faces]
@@ -520,7 +556,12 @@ def command_evaluate(args: argparse.Namespace) -> int:
         pictures = [Image.fromarray(image[0]).convert("RGB") for image in prepared.images[rows]]
         marked, sources, groups = prepared.points[rows], prepared.sources[rows], prepared.groups[rows]
         files = [prepared.files[row] for row in rows]
+        if model.metadata["data"].get("split_digest") != prepared.summary.get("split_digest"):
+            notes.append("Note: the weights were trained on another split, or do not say on which: some of these faces "
+                         "may have been trained on.")  # fmt: skip
     report, found, nme = measure(model, pictures, marked, sources, groups)
+    for note in notes:
+        print(note, file=sys.stderr)
     charts.cumulative_error_chart(nme, args.charts / "errors.png", FAILURE)
     write_worst(pictures, marked, found, nme, files, args.charts / "worst.png")
     if args.json:
@@ -551,7 +592,7 @@ def open_faces(faces: Sequence[landmarks.MarkedFace],
         size = np.array(picture.size)
         picture.thumbnail((512, 512))  # so that memory does not grow with the photos of large cameras
         good.append(replace(face, points=face.points * picture.size / size))
-        pictures.append(picture)
+        pictures.append(picture.convert("L"))
     return good, pictures
 
 

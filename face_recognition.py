@@ -16,12 +16,12 @@ differences of two embeddings.
 
 `train --reference` does this plainly. By default, everybody in a batch is anchor, positive and negative at once (a
 smooth triplet loss on embeddings of length 1, and on the 256 features before the head), mining decides who meets in a
-batch from 40 % of the training on, the learning rate falls, and faces are augmented. The loss on the features matters
-most: without it the embeddings of a long training varied in 4 of their 32 dimensions. What else was tried, and what it
-brought, is in weights/MODEL_CARD.md.
+batch from 40 % of the training on, the learning rate falls, faces are augmented, and who has only one photo is there,
+too, with that photo varied in two ways. The loss on the features matters most: without it the embeddings of a long
+training varied in 4 of their 32 dimensions. What else was tried, and what it brought, is in weights/MODEL_CARD.md.
 
-Published weights: 368 minutes on two cores; 85.5 % of faces of unseen people nearer to their own person than to ten
-strangers, 92.9 % of pairs right; see weights/MODEL_CARD.md.
+Published weights: 433 minutes on two cores; 85.9 % of faces of unseen people nearer to their own person than to ten
+strangers, 93.3 % of pairs right; see weights/MODEL_CARD.md.
 
 Beside the lesson: `train --loss` and `--backbone` name its relatives, `identify` finds face crops in a gallery,
 `visualize` draws a map of people, `export` writes ONNX or TorchScript.
@@ -31,11 +31,15 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import facekit.quick_start  # noqa: F401, before torchvision
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -44,7 +48,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from facekit import backbones, charts, commands, datasets, export, losses, maps, metrics, synthetic, training
-from facekit.files import InputError
+from facekit.files import InputError, written_whole
 from facekit.gallery import person_means
 from facekit.images import MAX_PIXELS, face_pixels, photos_in
 
@@ -96,8 +100,8 @@ REFERENCE = Settings(reference=True, epochs=200, batch_size=400, weight_decay=0.
 class Part:
     """The packed images of one part of the split, on the device, and whose they are.
 
-    images (N, C, S, S) uint8, people (N,) int64, sources: N names of data sets; `photos_of` has the rows of each person
-    with at least two.
+    images (N, C, S, S) uint8, people (N,) int64, sources: N names of data sets; `all_photos_of` has the rows of each
+    person, `photos_of` of those with at least two.
     """
 
     def __init__(self, faces: datasets.FaceSet, part: str, device: torch.device):
@@ -105,41 +109,46 @@ class Part:
         self.images = torch.from_numpy(faces.images[rows]).to(device)
         self.people = torch.from_numpy(faces.people[rows]).to(device)
         self.sources = faces.sources[rows].tolist()  # the data set of each
-        photos_of: dict[int, list[int]] = {}
+        rows_of: dict[int, list[int]] = {}
         for row, person in enumerate(faces.people[rows].tolist()):
-            photos_of.setdefault(person, []).append(row)
-        self.photos_of = {person: np.array(photos) for person, photos in photos_of.items() if len(photos) > 1}
+            rows_of.setdefault(person, []).append(row)
+        self.all_photos_of = {person: np.array(photos) for person, photos in rows_of.items()}
+        self.photos_of = {person: photos for person, photos in self.all_photos_of.items() if len(photos) > 1}
         if len(self.photos_of) < 2:
-            raise InputError(f"Of the {len(photos_of)} people for {part}, {len(self.photos_of)} have two photos: "
+            raise InputError(f"Of the {len(rows_of)} people for {part}, {len(self.photos_of)} have two photos: "
                              "too few; with 20 such people there are enough for all parts: prepare more.")
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Packed crops (B, C, S, S) uint8 -> varied faces (B, C, S, S) float in 0..1.
 
-    Rotation up to 8°, scale up to 10 %, shift up to 3 % of the width, mirroring, brightness, contrast, gamma, and on
-    every fourth face a patch hidden. The random numbers come from the CPU, so they are the same on every device.
+    Rotation up to 12°, scale by 0.89 to 1.16, shift up to 5 % of the width, mirroring, blur or sharpening, gamma,
+    contrast, brightness, light from one side, and on every third face a patch hidden. The random numbers come from the
+    CPU, so they are the same on every device.
     """
     count, device = len(images), images.device
 
     def uniform(low: float, high: float) -> Tensor:
         return (torch.rand(count, 1, generator=generator) * (high - low) + low).to(device)
 
-    angle, zoom = uniform(-8, 8).deg2rad(), uniform(-0.1, 0.08).exp()
+    angle, zoom = uniform(-12, 12).deg2rad(), uniform(-0.15, 0.12).exp()
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    x_axis = torch.stack([mirror * zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.06, 0.06)], dim=2)
-    y_axis = torch.stack([mirror * zoom * angle.sin(), zoom * angle.cos(), uniform(-0.06, 0.06)], dim=2)
+    x_axis = torch.stack([mirror * zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.1, 0.1)], dim=2)
+    y_axis = torch.stack([mirror * zoom * angle.sin(), zoom * angle.cos(), uniform(-0.1, 0.1)], dim=2)
     grid = F.affine_grid(torch.cat([x_axis, y_axis], dim=1), list(images.shape), align_corners=False)
     faces = F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
 
-    gamma, contrast, brightness = uniform(-0.25, 0.25).exp(), uniform(0.8, 1.2), uniform(-0.1, 0.1)
+    blurred = F.avg_pool2d(F.pad(faces, [2] * 4, mode="replicate"), 5, stride=1)
+    faces = torch.lerp(faces, blurred, uniform(-0.5, 1)[:, :, None, None])  # below 0 it sharpens
+    gamma, contrast, brightness = uniform(-0.3, 0.3).exp(), uniform(0.75, 1.25), uniform(-0.12, 0.12)
     faces = faces.clamp(0, 1) ** gamma[:, :, None, None]
-    faces = ((faces - 0.5) * contrast[:, :, None, None] + 0.5 + brightness[:, :, None, None]).clamp(0, 1)
+    pixels = torch.linspace(-1, 1, images.shape[-1], device=device)
+    light = brightness + uniform(-0.15, 0.15) * pixels  # (B, S), from the left or from the right
+    faces = ((faces - 0.5) * contrast[:, :, None, None] + 0.5 + light[:, None, None, :]).clamp(0, 1)
 
-    pixels = torch.linspace(0, 1, images.shape[-1], device=device)
-    half_width = uniform(0, 0.2) * (uniform(0, 1) < 0.25)  # (B, 1); 0 hides nothing
-    columns_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
-    rows_hidden = (pixels - uniform(0, 1)).abs() < half_width  # (B, S)
+    half_width = uniform(0, 0.5) * (uniform(0, 1) < 0.33)  # (B, 1) of a width of 2; 0 hides nothing
+    columns_hidden = (pixels - uniform(-1, 1)).abs() < half_width  # (B, S)
+    rows_hidden = (pixels - uniform(-1, 1)).abs() < half_width  # (B, S)
     hidden = (rows_hidden[:, :, None] & columns_hidden[:, None, :])[:, None]  # (B, 1, S, S)
     return torch.where(hidden, uniform(0, 1)[:, :, None, None], faces)
 
@@ -191,14 +200,18 @@ class Recogniser(nn.Module):
 def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto", tta: bool = False) -> Tensor:
     """Packed crops (N, C, S, S) uint8 -> embeddings (N, D) float32 on the model's device, 256 at a time.
 
-    `tta` (test-time augmentation): the mean over the crop and the same crop shifted by 2 pixels each way.
+    `tta` (test-time augmentation): the mean over the crop, the same crop shifted by 2 pixels each way, and the mirror
+    images of these.
     """
     device = next(model.parameters()).device
     embeddings = [torch.empty(0, model.embedding_size, device=device)]
     with training.evaluating(model), training.autocast(device, precision):
         for start in range(0, len(images), 256):
             faces = unvaried(torch.as_tensor(images[start : start + 256]).to(device))
-            views = torch.stack([model(view) for view in (shifted(faces) if tta else [faces])])  # (V, B, D)
+            views = shifted(faces) if tta else [faces]
+            if tta and not model.normalised:  # the others see mirror images anyway
+                views += [view.flip(3) for view in views]
+            views = torch.stack([model(view) for view in views])  # (V, B, D)
             embeddings.append(F.normalize(views.sum(0), dim=1) if model.normalised else views.mean(0))
     return torch.cat(embeddings)
 
@@ -231,8 +244,12 @@ class Course(training.Course):
                                       weight_decay=settings.weight_decay, fused=True)  # fmt: skip
         super().__init__(model, optimizer, settings, folder)
         self.part, self.precision, self.loss = part, precision, loss
+        self.photos_of = part.photos_of  # whom to learn from
+        if settings.loss == "triplet" and not settings.reference:  # a single photo comes twice, varied in two ways
+            self.photos_of = {person: photos if len(photos) > 1 else photos.repeat(2)
+                              for person, photos in part.all_photos_of.items()}  # fmt: skip
         self.class_of = torch.full((int(part.people.max()) + 1,), -1, device=device)  # for losses with class centres
-        self.class_of[list(part.photos_of)] = torch.arange(len(part.photos_of), device=device)
+        self.class_of[list(self.photos_of)] = torch.arange(len(self.photos_of), device=device)
         self.memory = torch.zeros(len(part.images), settings.embedding_size, device=device)
         self.memory_epoch = torch.zeros(len(part.images), dtype=torch.int64, device=device)  # when it was made
         self.right, self.anchors = 0, 0  # sums over the present epoch
@@ -381,12 +398,13 @@ def make_loss(settings: Settings, people: int) -> nn.Module:
 
 
 def plan_epoch(course: Course) -> list[Tensor]:
-    """Batches of rows (B,): every person with two photos comes once, with `images_per_person` random photos at most.
+    """Batches of rows (B,): every person comes once, with `images_per_person` random photos at most.
 
-    People come in random order, or in groups of look-alikes. The reference comes to each person twice and takes
-    all photos in random pairs: (A, 2), anchors and positives.
+    People come in random order, or in groups of look-alikes. Somebody's single photo comes twice; for the margin
+    losses, which have a class for each person, it stays out. The reference comes twice to each person with two photos
+    and takes all of them in random pairs: (A, 2), anchors and positives.
     """
-    settings, photos_of = course.settings, course.part.photos_of
+    settings, photos_of = course.settings, course.photos_of
     random = np.random.default_rng([settings.seed, course.epoch])
     if settings.reference:
         return plan_pairs(list(photos_of.values()), settings.batch_size // (2 + NEGATIVES), random)
@@ -401,11 +419,11 @@ def plan_epoch(course: Course) -> list[Tensor]:
 
 
 def group_look_alikes(course: Course, random: np.random.Generator) -> np.ndarray:
-    """All people with two photos, in groups: one, and up to 7 mined look-alikes who are in no group yet."""
+    """Everybody in groups: one, and up to 7 mined look-alikes who are in no group yet."""
     recent = torch.nonzero(course.memory_epoch >= course.epoch - 1).flatten()  # older embeddings are stale
     memory, people = course.memory[recent], course.part.people[recent]
     row_of = {person: row for row, person in enumerate(people.tolist())}  # one photo of each
-    left, groups = set(course.part.photos_of), []
+    left, groups = set(course.photos_of), []
     for block in torch.from_numpy(random.permutation(list(row_of))).split(256):
         anchors = torch.tensor([row_of[person] for person in block.tolist()], device=memory.device)
         mined = mine_negatives(memory, people, memory[anchors], people[anchors], count=64)
@@ -419,7 +437,7 @@ def group_look_alikes(course: Course, random: np.random.Generator) -> np.ndarray
 
 
 def batch_loss(course: Course, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """rows (B,) of images -> the loss, and which anchors are right (B,).
+    """rows (B,) of images -> the loss, and which anchors are right, single photos aside (A,).
 
     The triplet loss is that of the embeddings plus that of the features before the head.
     """
@@ -432,8 +450,10 @@ def batch_loss(course: Course, rows: Tensor, random: torch.Generator) -> tuple[T
     if course.settings.loss == "triplet" and course.settings.backbone == "resnet18":
         loss = loss + course.loss(features, course.class_of[people])
     embeddings = F.normalize(embeddings.detach().float(), dim=1)
-    course.remember(rows, embeddings)
-    return loss, one_of_eleven_in_batch(embeddings, people, random)
+    again = torch.cat([rows.new_zeros(1), rows[1:] == rows[:-1]]).bool()  # the second time of a single photo
+    course.remember(rows[~again], embeddings[~again])
+    single = again | torch.cat([again[1:], again[:1]])
+    return loss, one_of_eleven_in_batch(embeddings, people, random)[~single]
 
 
 def one_of_eleven_in_batch(embeddings: Tensor, people: Tensor, random: torch.Generator) -> Tensor:
@@ -492,7 +512,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     course = Course(Part(faces, "train", device), settings, folder, device, precision)
     validation = Part(faces, "validation", device)
     course.events = training.event_writer(events)
-    course.data = faces.summary.get("split_digest", "")
+    course.data = f"{faces.summary.get('split_digest', '')} {list(course.part.images.shape)}"
     if resume:
         course.load()
     elif settings.reference:  # its first mining needs the embeddings of all
@@ -568,8 +588,8 @@ class Verifier(nn.Module):
 def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int = 0) -> Verifier:
     """Trains on frozen embeddings (N, D): the mean squared error of same pairs plus that of different pairs.
 
-    Each person comes twice an epoch with all photos in random pairs, and each pair with ten random strangers; an epoch
-    has about a hundred steps.
+    Each person comes twice an epoch with all photos in random pairs, and each pair with ten random strangers; with many
+    photos an epoch has about a hundred steps.
     """
     training.seed_everything(seed)
     verifier = Verifier(embeddings.shape[1]).to(embeddings.device)
@@ -757,11 +777,15 @@ def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier
     return verifier.to(training.choose_device(device)).eval()
 
 
-def load_matching_verifier(recogniser: str | Path, verifier: str | Path, device: str = "auto") -> Verifier:
-    """The verifier; InputError when it was trained on the embeddings of another recogniser."""
+def load_matching_verifier(recogniser: str | Path, verifier: str | Path, device: str = "auto",
+                           tta: bool = False) -> Verifier:  # fmt: skip
+    """The verifier; InputError when it was trained on the embeddings of another recogniser. Says so if it was trained
+    with test-time augmentation and is used without, or the other way round."""
     loaded = load_verifier(verifier, device)
     if loaded.metadata["recogniser_digest"] != training.digest(recogniser):
         raise InputError(f"{verifier} does not belong to {recogniser}: run train-verify.")
+    if loaded.metadata.get("tta", False) != tta:
+        print(f"Note: the thresholds were chosen with{'out' * tta} --tta, and fit less well so.", file=sys.stderr)
     return loaded
 
 
@@ -795,12 +819,16 @@ def identify(similarity: Callable, gallery: Tensor, names: Sequence[str], probes
     """Who are they? For each probe the name, None for a stranger, and all people with their similarity, best first.
 
     gallery (N, D) embeddings of photos of the people `names` (N,), probes (P, D); `similarity` is a verifier or
-    `cosine`. Whose photo fits best gives the name, from `threshold` on.
+    `cosine`. Who fits best gives the name, from `threshold` on. The people of the ten nearest photos come first, as
+    in the chain.
     """
     means = torch.from_numpy(person_means(gallery.cpu().numpy(), names)).to(gallery.device)  # (N, D)
     answers = []
     for probe in probes:
-        ranked = rank_people(names, fit(similarity, probe, gallery, means).tolist())
+        nearest = torch.cdist(probe[None], gallery)[0].topk(min(NEAREST, len(gallery)), largest=False).indices.tolist()
+        fits = fit(similarity, probe, gallery, means).tolist()
+        ranked = dict(rank_people([names[row] for row in nearest], [fits[row] for row in nearest]))
+        ranked = [*(ranked | {name: score for name, score in rank_people(names, fits) if name not in ranked}).items()]
         answers.append((ranked[0][0] if ranked and ranked[0][1] >= threshold else None, ranked))
     return answers
 
@@ -937,10 +965,15 @@ def prepared_for(model: Recogniser, args: argparse.Namespace) -> datasets.FaceSe
     if faces.images.shape[1:] != (3 if model.color else 1, model.image_size, model.image_size):
         raise InputError(f"{args.recogniser} needs other faces than {folder} has: prepare --image-size "
                          f"{model.image_size}{' --color' if model.color else ''} into another folder.")  # fmt: skip
-    if model.metadata["data"]["split_digest"] != faces.summary["split_digest"]:
+    note_other_split(model.metadata, faces)
+    return faces
+
+
+def note_other_split(metadata: dict, faces: datasets.FaceSet) -> None:
+    """Says so if weights with this metadata were trained on another split of people than that of `faces`."""
+    if metadata["data"]["split_digest"] != faces.summary["split_digest"]:
         print("Note: the recogniser was trained on another set of people. If some of them are among these test people, "
               "the numbers are too good.", file=sys.stderr)  # fmt: skip
-    return faces
 
 
 def choose_settings(args: argparse.Namespace) -> Settings:
@@ -955,6 +988,8 @@ def choose_settings(args: argparse.Namespace) -> Settings:
         usual = replace(usual, embedding_size=128)
     if args.loss != "triplet":
         usual = replace(usual, scale=None, margin=None)
+    if args.init:
+        read_recogniser(args.init)  # now: a mistake is to be known before anything is prepared
     return commands.choose_settings(usual, args)
 
 
@@ -981,9 +1016,11 @@ def command_train(args: argparse.Namespace) -> int:
     settings, device = choose_settings(args), training.choose_device(args.device)
     faces = faces_for_training(args)
     test = Part(faces, "test", device)  # now: too few test people are to be known before the training
-    with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
+    if settings.init:
+        note_other_split(read_recogniser(settings.init)[1], faces)
+    with commands.recorded(args, "reference" if args.reference else run_name(args)) as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
-              f"images to learn from, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
+              f"images for training, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
                        args.tensorboard)  # fmt: skip
         embeddings = embed(course.model, test.images, args.precision)
@@ -1000,10 +1037,31 @@ def command_train(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_name(args: argparse.Namespace) -> str:
+    return f"{args.loss}-{args.backbone}".replace(":", "-")  # timm:NAME; Windows has no colons in names
+
+
 def changed_paths(args: argparse.Namespace, **usual: Path) -> str:
     """The switches that the next command needs because these paths are not the usual ones."""
     chosen = {name: getattr(args, name) or path for name, path in usual.items()}
-    return "".join(f" --{name} {path}" for name, path in chosen.items() if path != usual[name])
+    return "".join(f" --{name} {shlex.quote(str(path))}" for name, path in chosen.items() if path != usual[name])
+
+
+def command_average(args: argparse.Namespace) -> int:
+    """The mean of weights that were trained on from the same ones is often better than each of them.
+
+    Wortsman et al. 2022, "Model soups".
+    """
+    tensors, abouts = zip(*(read_recogniser(path) for path in args.weights))
+    if any(about[name] != abouts[0][name] for about in abouts for name in ("architecture", "crop", "normalised")):
+        raise InputError("These weights are of several kinds: average those that were trained on from the same ones.")
+    model = load_recogniser(args.weights[0], "cpu")
+    mean = {name: torch.stack([each[name] for each in tensors]).float().mean(0) for name in tensors[0]}
+    training.load_tensors(model, {name: value.to(tensors[0][name].dtype) for name, value in mean.items()}, args.output)
+    training.save_weights(args.output, model, abouts[-1] | {"averaged": len(tensors), "measured": {}})
+    flags = changed_paths(argparse.Namespace(recogniser=args.output), recogniser=RECOGNISER)
+    print(f"{args.output}: the mean of {len(tensors)} weights. The verifier has to learn these: train-verify{flags}")
+    return 0
 
 
 def command_train_verify(args: argparse.Namespace) -> int:
@@ -1025,7 +1083,7 @@ def command_train_verify(args: argparse.Namespace) -> int:
     accuracy = try_thresholds(verifier, thresholds, embeddings["test"], parts["test"])
     training.save_weights(args.verifier, verifier, {
         "architecture": f"linear-{model.embedding_size}", "seed": args.seed,
-        "thresholds": thresholds, "naming_thresholds": naming,
+        "thresholds": thresholds, "naming_thresholds": naming, "crop": model.metadata["crop"], "tta": args.tta,
         "data": about_data(faces), "recogniser_digest": training.digest(args.recogniser),
         "measured": {"balanced_accuracy_test": round(accuracy, 4)},
     })  # fmt: skip
@@ -1053,7 +1111,7 @@ def try_thresholds(verifier: Verifier, thresholds: dict[str, float], embeddings:
 
 def chosen_models(args: argparse.Namespace) -> tuple[Recogniser, Verifier]:
     return (load_recogniser(args.recogniser, args.device),
-            load_matching_verifier(args.recogniser, args.verifier, args.device))  # fmt: skip
+            load_matching_verifier(args.recogniser, args.verifier, args.device, args.tta))  # fmt: skip
 
 
 def command_evaluate(args: argparse.Namespace) -> int:
@@ -1095,6 +1153,7 @@ def print_report(report: dict) -> None:
     if "effective_dimensions" in report:
         print(f"the embeddings vary in {report['effective_dimensions']:.1f} dimensions")
     counts = ", ".join(f"{report[name]} {name}" for name in ("people", "images", "pairs"))
+    counts += f" ({report['pairs_skipped']} more skipped)" if report.get("pairs_skipped") else ""
     print(f"{counts}; in brackets 95 % intervals, by resampling people")
 
 
@@ -1162,12 +1221,20 @@ def command_export(args: argparse.Namespace) -> int:
     channels, about = 3 if model.color else 1, model.metadata
     description = export.describe(about["architecture"], channels, model.image_size, model.embedding_size,
                                   model.normalised, about["crop"])  # fmt: skip
-    export.EXPORTS[args.format](model, path, description, channels, model.image_size)
-    photos = photos_in(args.photos) or [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
+    photos = photos_in(args.photos)
+    if args.photos and not photos:
+        raise InputError(f"There are no photos in {', '.join(map(str, args.photos))}: name face crops, or none.")
+    photos = photos or [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
     crops = np.stack([face_pixels(photo, model.image_size, 1.0, model.color) for photo in photos])
-    difference = export.check_export(model, path, unvaried(torch.from_numpy(crops)))
-    if not difference < LARGEST_EXPORT_ERROR:
-        raise InputError(f"{path} gives other embeddings than PyTorch, by up to {difference:.2g}: do not use it.")
+    with written_whole(path) as temporary:
+        try:
+            export.EXPORTS[args.format](model, temporary, description, channels, model.image_size)
+            difference = export.check_export(model, temporary, unvaried(torch.from_numpy(crops)))
+        except InputError as error:
+            raise InputError(str(error).replace(str(temporary), str(path))) from None
+        if not difference < LARGEST_EXPORT_ERROR:
+            raise InputError(f"{path} was not written: it would give other embeddings than PyTorch, by up to "
+                             f"{difference:.2g}.")
     print(f"{path}: embeddings of {len(photos)} {'photos' if args.photos else 'drawn faces'} differ from PyTorch's by "
           f"{difference:.2g} at most.")  # fmt: skip
     return 0
@@ -1182,12 +1249,13 @@ OPTIONS = commands.OPTIONS | {  # of more than one command
     "--verifier": dict(type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]"),
     "--data": dict(type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg, may be repeated, or "
                    "`synthetic` for drawn faces [the sets under dataset/, else drawn faces]"),
-    "--center-crop": dict(type=float, default=1.0, metavar="PART", help="keep this part of width and height [1]"),
+    "--center-crop": dict(type=commands.number(float, 0.01, 1), default=1.0, metavar="PART",
+                          help="keep this part of width and height [1]"),
     "--drawn-people": dict(type=commands.number(int, 1), metavar="N", help="draw N people instead"),
     "--image-size": dict(type=commands.number(int, 16), metavar="N", help="pixels a side of a crop "
                          f"[{IMAGE_SIZE}; 112 for other backbones]"),
     "--color": dict(action=argparse.BooleanOptionalAction, help="crops in colour [only for other backbones]"),
-    "--tta": dict(action="store_true", help="test-time augmentation: the mean over shifted crops, too"),
+    "--tta": dict(action="store_true", help="test-time augmentation: the mean over shifted and mirrored crops"),
     "--far": dict(default="0.01", choices=[str(far) for far in FALSE_ACCEPT_RATES],
                   help="share of strangers that may be taken for one person [0.01]"),
     "--threshold": dict(type=float, metavar="SCORE", help="use this one instead of that of the verifier"),
@@ -1225,6 +1293,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--init", metavar="WEIGHTS", help="start from these, of the same backbone and sizes")
     sub.add_argument("--hard-only", action="store_true", default=None,
                      help="learn only from triplets that the model gets wrong: a second stage, after --init")
+
+    sub = command("average", command_average, "Weights that are the mean of several, trained on from the same ones.")
+    sub.add_argument("weights", type=Path, nargs="+", metavar="WEIGHTS", help="one that comes twice counts twice")
+    sub.add_argument("--output", type=Path, required=True, metavar="FILE")
 
     sub = command("train-verify", command_train_verify, "Train the verifier, choose its thresholds.",
                   "--prepared", "--recogniser", "--verifier", "--tta", "--seed", "--device", "--precision")  # fmt: skip

@@ -33,6 +33,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections import OrderedDict
@@ -41,6 +42,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import facekit.quick_start  # noqa: F401, before torchvision
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,8 +62,8 @@ import face_landmark
 import face_recognition
 from facekit import alignment, charts, commands, detection, drawing, metrics, training
 from facekit.files import InputError, written_whole
-from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, person_folder, update_gallery
-from facekit.images import MAX_PIXELS, Picture, find_photos, open_photo, photos_in, places_below
+from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, is_read_only, person_folder, update_gallery
+from facekit.images import MAX_PIXELS, SUFFIXES, Picture, find_photos, open_photo, photos_in, places_below
 from facekit.landmarks import with_points
 
 DETECTOR_SIZE = 512  # pixels of a photo's longer side when the detector sees it
@@ -477,7 +481,9 @@ def see_faces(chain: Chain, photos: Sequence[Image.Image]) -> list[list[SeenFace
     landmarks = face_landmark.find_landmarks(chain.landmarker, pictures, squares, **as_reference)  # F times (5, 2)
     size, color = chain.recogniser.image_size, chain.recogniser.color
     crops = [cut_face(*face, chain.align, size, color) for face in zip(pictures, landmarks, boxes)]
-    embeddings = face_recognition.embed(chain.recogniser, np.stack(crops)).cpu().numpy() if crops else ()  # (F, D)
+    embeddings = face_recognition.embed(chain.recogniser, np.stack(crops) if crops else ()).cpu().numpy()  # (F, D)
+    if not np.isfinite(embeddings).all():
+        raise InputError("The recogniser gives numbers that are not finite: its weights are damaged, get them again.")
     seen: list[list[SeenFace]] = [[] for _ in photos]
     for number, box, score, points, embedding in zip(photo_of, boxes, scores, landmarks, embeddings):
         if not any(same_place(points, face.landmarks) for face in seen[number]):  # the best-scored comes first
@@ -578,16 +584,23 @@ def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], thr
 # ---------------------------------------------------------------- the gallery
 
 
-def embed_gallery_photos(chain: Chain, paths: Sequence[Path],
-                         max_pixels: int = MAX_PIXELS) -> list[Face | str | InputError]:  # fmt: skip
-    """For each photo its largest face, a sentence that says why there is none, or the error why it does not open."""
-    opened: dict[Path, Image.Image] = {}
-    results: dict[Path, Face | str | InputError] = {}
+def open_photos(paths: Sequence[Path],
+                max_pixels: int) -> tuple[dict[Path, Image.Image], dict[Path, InputError]]:  # fmt: skip
+    """The photos that open, and the errors of the others."""
+    opened, failed = {}, {}
     for path in paths:
         try:
             opened[path] = open_photo(path, max_pixels)
         except InputError as error:
-            results[path] = error
+            failed[path] = error
+    return opened, failed
+
+
+def embed_gallery_photos(chain: Chain, paths: Sequence[Path],
+                         max_pixels: int = MAX_PIXELS) -> list[Face | str | InputError]:  # fmt: skip
+    """For each photo its largest face, a sentence that says why there is none, or the error why it does not open."""
+    opened, failed = open_photos(paths, max_pixels)
+    results: dict[Path, Face | str | InputError] = {**failed}
     for path, faces in zip(opened, see_faces(chain, list(opened.values()))):
         if not faces:
             results[path] = f"{path}: no face was found in it; give a photo in which the face is larger."
@@ -600,13 +613,13 @@ def embed_gallery_photos(chain: Chain, paths: Sequence[Path],
     return [results[path] for path in paths]
 
 
-def open_gallery(chain: Chain, samples: str | Path = PEOPLE, saved: str | Path = GALLERY,
+def open_gallery(chain: Chain, samples: str | Path = PEOPLE, saved: str | Path | None = None,
                  max_pixels: int = MAX_PIXELS, rebuild: bool = False) -> Gallery:  # fmt: skip
     """The gallery, brought up to date with the photos samples/NAME/photo.jpg; says what it works on.
 
     The cut faces are in saved/detected_faces/. InputError when what is saved is damaged, or cannot be written.
     """
-    samples, saved = Path(samples), Path(saved)
+    samples, saved = Path(samples), Path(saved or saved_gallery(samples))
     if samples == PEOPLE:  # another one that is missing is a typing error
         try:
             samples.mkdir(exist_ok=True)
@@ -618,6 +631,14 @@ def open_gallery(chain: Chain, samples: str | Path = PEOPLE, saved: str | Path =
     return gallery
 
 
+def saved_gallery(samples: str | Path) -> Path:
+    """data/gallery; for other samples than the usual ones another folder, so that neither throws away the other's."""
+    place = os.path.abspath(samples)
+    if place == os.path.abspath(PEOPLE):
+        return GALLERY
+    return GALLERY.with_name(f"{GALLERY.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}")
+
+
 def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_pixels: int = MAX_PIXELS) -> None:
     """For checking: each enrolled face as the recogniser sees it, but twice as large, with its five points.
 
@@ -627,8 +648,8 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
     for face in gallery.faces:
         about = hashlib.sha256(repr((face.sha256, face.landmarks, chain.align, size)).encode()).hexdigest()
         face_of[folder / f"{Path(face.file).with_suffix('')}-{about[:8]}.png"] = face
-    there = set(folder.rglob("[!.]*.png"))
-    for path in face_of.keys() - there:
+    there = {path for path in folder.rglob("[!.]*.png") if path.is_file()} if folder.is_dir() else set()
+    for path in tqdm(face_of.keys() - there, "cutting", leave=False, disable=None):
         with suppress(InputError, OSError):  # the photo has gone, or there is no room: nothing else needs the cut
             photo, landmarks = open_photo(samples / face_of[path].file, max_pixels), np.array(face_of[path].landmarks)
             matrix = ALIGNMENTS[chain.align](landmarks, size)
@@ -677,7 +698,10 @@ def answer_photo(chain: Chain, gallery: Gallery, path: Path, args: argparse.Name
 
 
 def chosen_chain(args: argparse.Namespace) -> Chain:
-    return load_chain(args.detector, args.landmarker, args.recogniser, args.verifier, args.align, args.device)
+    chain = load_chain(args.detector, args.landmarker, args.recogniser, args.verifier, args.align, args.device)
+    if getattr(args, "size", None):
+        chain.detector.size = args.size
+    return chain
 
 
 def chosen_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False) -> Gallery:
@@ -686,6 +710,8 @@ def chosen_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False
 
 def working_threshold(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> float:
     """From --threshold or --far, else the usual one."""
+    if args.threshold is not None and args.far:
+        raise InputError("--threshold and --far both say from which score on a face gets a name: give one of them.")
     if args.threshold is not None:
         return args.threshold
     return chain.verifier.thresholds[args.far] if args.far else naming_threshold(chain, gallery)
@@ -695,6 +721,7 @@ def as_json(path: Path, answers: Sequence[tuple[SeenFace, Answer]]) -> dict:
     faces = [{"box": [round(float(value), 1) for value in face.box],
               "landmarks": [[round(float(value), 1) for value in point] for point in face.landmarks],
               "name": answer.name, "score": round(answer.score, 4), "doubt": face.doubt or None,
+              "note": answer.note or None,
               "detected": round(face.detected, 4),
               "runners_up": [{"name": name, "score": round(score, 4)} for name, score in answer.candidates
                              if name != answer.name][:5]}
@@ -783,7 +810,9 @@ def largest_faces(chain: Chain, paths: Sequence[Path], max_pixels: int) -> dict[
     """The largest face of each photo that has one; photos that do not open are named and left out."""
     faces = {}
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "looking for faces", leave=False, disable=None):
-        opened, _ = open_photos(paths[start : start + PHOTOS_AT_ONCE], max_pixels)
+        opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], max_pixels)
+        for error in failed.values():
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
         for path, seen in zip(opened, see_faces(chain, list(opened.values()))):
             if seen:
                 faces[path] = seen[0]
@@ -933,7 +962,8 @@ def gallery_sentence(gallery: Gallery, args: argparse.Namespace) -> str:
     if not people:
         return f"The gallery is empty, so everybody is Unknown: put photos into {args.samples}/NAME/."
     known = counted(len(people), "person is", "people are")
-    return f"{known} known from {counted(people.total(), 'photo', 'photos')} in {args.samples}."
+    unused = f" ({len(gallery.rejected)} more not used, see `people`)" if gallery.rejected else ""
+    return f"{known} known from {counted(people.total(), 'photo', 'photos')}{unused} in {args.samples}."
 
 
 def threshold_sentence(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> str:
@@ -941,7 +971,9 @@ def threshold_sentence(chain: Chain, gallery: Gallery, args: argparse.Namespace)
     reached_by = ""
     if args.threshold is None:
         who = f"{float(args.far):.1%} of the pairs of strangers" if args.far else "one stranger in a hundred"
-        reached_by = f": {who} got there when it was chosen"
+        tried = max(chain.verifier.naming_thresholds["score"])
+        among = f" among {counted(tried, 'person', 'people')}" if not args.far and len(gallery.people()) > tried else ""
+        reached_by = f": {who} got there when it was chosen{among}"
     return (f"A face gets a name from score {working_threshold(chain, gallery, args):.3f} on{reached_by}. "
             f"Running on {training.describe(next(chain.verifier.parameters()).device)}.")  # fmt: skip
 
@@ -954,14 +986,18 @@ def command_recognize(args: argparse.Namespace) -> int:
     chain = chosen_chain(args)
     gallery = chosen_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
-    paths = photos_in(args.paths)
+    paths = list(dict.fromkeys(photos_in(args.paths)))
+    if args.out and any(path in args.out.parents for path in args.paths):  # what was drawn before is no photo
+        paths = [path for path in paths if args.out not in path.parents or path in args.paths]
     if not paths:
         raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     places = places_below(paths) if args.out else {}
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], args.max_pixels)
-        results += failed
+        for path, error in failed.items():
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            results.append({"file": str(path), "error": str(error)})
         answers = recognise(chain, gallery, list(opened.values()), threshold, args.allow_repeats)
         for (path, photo), faces in zip(opened.items(), answers):
             results.append(as_json(path, faces))
@@ -970,29 +1006,29 @@ def command_recognize(args: argparse.Namespace) -> int:
                 tqdm.write("\n".join([f"{path}:", *lines]))
             if args.out:
                 picture, notes = draw_answers(photo, faces)
-                drawing.save_picture(picture, args.out / f"{places[path]}.png")
+                try:
+                    drawing.save_picture(picture, args.out / f"{places[path]}.png")
+                except InputError as error:
+                    results[-1]["error"] = str(error)
+                    notes.append(f"error: {error}")
                 for note in notes:
                     tqdm.write(note, file=sys.stderr)
     if args.json:
         place = {str(path): number for number, path in enumerate(paths)}
         results.sort(key=lambda result: place[result["file"]])
-        print(json.dumps(results, ensure_ascii=False))
+        commands.print_json(results)
     return 2 if any("error" in result for result in results) else 0
 
 
-def open_photos(paths: Sequence[Path], max_pixels: int) -> tuple[dict[Path, Image.Image], list[dict]]:
-    """Those that open; for the others {"file", "error"}, and the error is printed."""
-    opened, failed = {}, []
-    for path in paths:
-        try:
-            opened[path] = open_photo(path, max_pixels)
-        except InputError as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            failed.append({"file": str(path), "error": str(error)})
-    return opened, failed
+def check_gallery_can_change(args: argparse.Namespace) -> None:
+    """InputError, before any photo is touched, when the gallery that would have to follow cannot be written."""
+    saved = args.gallery or saved_gallery(args.samples)
+    if is_read_only(saved):
+        raise InputError(f"{saved} cannot be written, so nothing was changed: choose another --gallery.")
 
 
 def command_enroll(args: argparse.Namespace) -> int:
+    check_gallery_can_change(args)
     chain = chosen_chain(args)
     if args.samples.exists():
         chosen_gallery(chain, args)  # first: a damaged one is to leave the photos as they are
@@ -1006,6 +1042,7 @@ def command_enroll(args: argparse.Namespace) -> int:
 
 
 def command_forget(args: argparse.Namespace) -> int:
+    check_gallery_can_change(args)
     chain = chosen_chain(args)
     chosen_gallery(chain, args)  # first: an error is to leave the photos
     forget(args.samples, args.name)
@@ -1033,7 +1070,7 @@ def command_cut(args: argparse.Namespace) -> int:
         raise InputError(f"No clear face was found in the {counted(len(photos), 'photo', 'photos')} of {args.folder}.")
     for path, face in tqdm(clear.items(), "cutting", leave=False, disable=None):
         photo, place = open_photo(path, args.max_pixels), args.out / f"{path.relative_to(args.folder)}.png"
-        crop = cut_face(photo, face.landmarks, face.box, args.align, args.size, color=True)
+        crop = cut_face(photo, face.landmarks, face.box, args.align, args.crop_size, color=True)
         drawing.save_picture(Image.fromarray(crop.transpose(1, 2, 0)), place)
     print(f"{args.out}: the faces of {len(clear)} of {counted(len(photos), 'photo', 'photos')}. Look through them and "
           f"delete those of others. Then: python3 face_recognition.py prepare --data {args.out}")  # fmt: skip
@@ -1042,8 +1079,6 @@ def command_cut(args: argparse.Namespace) -> int:
 
 def command_evaluate_people(args: argparse.Namespace) -> int:
     chain = chosen_chain(args)
-    if args.size:
-        chain.detector.size = args.size
     report, probe_scores, stranger_scores = measure_people(chain, args)
     charts.det_chart(probe_scores, stranger_scores, report["threshold"], args.charts / "det.png")
     if args.json:
@@ -1071,15 +1106,15 @@ OPTIONS = commands.OPTIONS | {  # of more than one command
     **{name: face_recognition.OPTIONS[name] for name in ("--recogniser", "--verifier")},
     "--align": dict(choices=list(ALIGNMENTS), default="similarity", help="how a face is cut out [similarity]"),
     "--samples": dict(type=Path, default=PEOPLE, metavar="DIR", help=f"DIR/NAME/photo.jpg [{PEOPLE}]"),
-    "--gallery": dict(type=Path, default=GALLERY, metavar="DIR", help=f"their embeddings [{GALLERY}]"),
-    "--threshold": dict(type=commands.number(float, 0), metavar="SCORE",
+    "--gallery": dict(type=Path, metavar="DIR", help=f"their embeddings [{GALLERY}; for other samples another]"),
+    "--threshold": dict(type=commands.number(float, 0, 1), metavar="SCORE",
                         help="name a face from this score on [where 1 %% of strangers got a name]"),
     "--far": dict(choices=[str(far) for far in face_recognition.FALSE_ACCEPT_RATES],
                   help="or from the score on that this share of pairs of strangers reaches"),
     "--allow-repeats": dict(action="store_true", help="a person may name several faces of one photo"),
 }  # fmt: skip
 MODELS = ("--detector", "--landmarker", "--recogniser", "--verifier", "--align", "--device", "--max-pixels")
-NAMING = (*MODELS, "--samples", "--gallery", "--threshold", "--far", "--allow-repeats")
+NAMING = (*MODELS, "--size", "--samples", "--gallery", "--threshold", "--far", "--allow-repeats")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -1117,7 +1152,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub = command("cut", command_cut, "Cut out the largest face of each photo, to train the recogniser on.", *MODELS)
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="FOLDER/NAME/photo.jpg")
     sub.add_argument("out", type=Path, metavar="DIR", help="gets DIR/NAME/photo.jpg.png")
-    sub.add_argument("--size", type=commands.number(int, 16), default=112, metavar="N", help="pixels a side [112]")
+    sub.add_argument("--size", dest="crop_size", type=commands.number(int, 16), default=112, metavar="N",
+                     help="pixels a side of a crop [112]")
 
     command("train", command_train, "Train the detector.", "--prepared", "--detector", *commands.TRAINING)
 
@@ -1137,6 +1173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0].startswith("-") and words[0] not in ("-h", "--help"):
         words = ["interactive", *words]
+    elif Path(words[0]).suffix.lower() in SUFFIXES:
+        words = ["recognize", *words]
     return commands.run(parse(words))
 
 

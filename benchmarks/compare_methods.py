@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import face_recognition
 from facekit import backbones, commands, training
-from facekit.files import InputError, write_json, written_whole
+from facekit.files import InputError, read_json, write_json, written_whole
 
 SCRIPT = Path(face_recognition.__file__)
 COLUMNS = {  # of the report: as the table calls it
@@ -42,7 +42,7 @@ def run_command(*arguments: str | Path) -> str:
 
 def measured(method: str, switches: list[str], args: argparse.Namespace, crops: str = "faces-80") -> dict:
     """The report of a method; trained and measured unless that has been done."""
-    report = args.output / f"{method}.json"
+    report, budget = args.output / f"{method}.json", {"minutes": args.minutes, "data": str(args.data.resolve())}
     if not report.exists():
         print(f"{method}: {args.minutes:g} minutes from {time.strftime('%H:%M')} on", flush=True)
         weights, verifier = args.output / f"{method}.safetensors", args.output / f"{method}-verifier.safetensors"
@@ -59,8 +59,12 @@ def measured(method: str, switches: list[str], args: argparse.Namespace, crops: 
                               "--charts", args.output / f"{method}-charts")  # fmt: skip
         chosen_by = face_recognition.load_recogniser(weights).metadata["measured"]["one_of_eleven_validation"]
         costs = {"megabytes": weights.stat().st_size / 1e6, "milliseconds": milliseconds_an_image(weights)}
-        write_json(report, json.loads(printed) | costs | {"validation": chosen_by})
-    return json.loads(report.read_text(encoding="utf-8"))
+        write_json(report, json.loads(printed) | costs | {"validation": chosen_by} | budget)
+    numbers = read_json(report)
+    if any(numbers.get(name) != value for name, value in budget.items()):
+        raise InputError(f"{report} is of other --data or --minutes, or of an older version: use the same, or another "
+                         "--output.")
+    return numbers
 
 
 def milliseconds_an_image(weights: Path) -> float:

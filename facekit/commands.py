@@ -21,16 +21,18 @@ from facekit.files import InputError, written_whole
 from facekit.images import MAX_PIXELS
 
 
-def number(kind: type, smallest: float) -> Callable[[str], float]:
-    """Reads the value of an option: an int or a float, not below `smallest`."""
+def number(kind: type, smallest: float, largest: float = math.inf) -> Callable[[str], float]:
+    """Reads the value of an option: an int or a float from `smallest` to `largest`."""
 
     def read(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not smallest <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a{' whole' * (kind is int)} number from {smallest} on")
+        if not smallest <= value <= largest or value == math.inf:
+            called = "whole number" if kind is int else "number"
+            until = "on" if largest == math.inf else f"to {largest}"
+            raise argparse.ArgumentTypeError(f"{text} is not a {called} from {smallest} {until}")
         return value
 
     return read
@@ -60,7 +62,7 @@ OUTPUTS = Path("outputs")
 
 def add_command(subparsers: Any, name: str, run: Callable, about: str, options: dict) -> argparse.ArgumentParser:
     """A subcommand; `run` takes the parsed arguments and returns the exit status."""
-    parser = subparsers.add_parser(name, help=about, description=about)
+    parser = subparsers.add_parser(name, help=about, description=about, allow_abbrev=False)
     parser.set_defaults(run=run)
     for option, meaning in options.items():
         parser.add_argument(option, **meaning)
@@ -209,7 +211,7 @@ def print_skipped(summary: dict, prepared: Path) -> None:
 def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
     """Rows of the same keys as aligned columns, or as --json or --csv."""
     if args.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
     elif args.csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -219,6 +221,11 @@ def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> Non
         widths = [max(map(len, column)) for column in zip(*cells)]
         for line in cells:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    """In letters of all scripts where standard output can have them, else as their numbers."""
+    print(json.dumps(value, ensure_ascii=not str(sys.stdout.encoding).lower().startswith("utf")))
 
 
 def _shown(value: Any) -> str:
@@ -237,9 +244,7 @@ def ask_for_photos(answer: Callable[[Path], None]) -> int:
         try:
             line = input("Image path: ")
             if path := typed_path(line):
-                answer(path)
-        except InputError as error:
-            print(f"error: {error}")
+                _answer(path, answer)
         except (EOFError, KeyboardInterrupt):
             print()
             return 0
@@ -248,19 +253,26 @@ def ask_for_photos(answer: Callable[[Path], None]) -> int:
         sys.stdout.flush()
 
 
+def _answer(path: Path, answer: Callable[[Path], None]) -> None:
+    try:
+        answer(path)
+    except (InputError, OSError) as error:
+        print(f"error: {error}")
+
+
 def typed_path(line: str) -> Path | None:
     """The path in a typed, pasted or dropped line: quotes, ~ and escaped spaces are understood. None when empty."""
     text = line.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
-    if not text:
+    bare = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    if not bare:
         return None
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError:  # ~nobody
-        path = Path(text)
-    unescaped = Path(re.sub(r"\\(.)", r"\1", str(path)))  # a terminal escapes the spaces of a dropped file
-    return unescaped if not _exists(path) and _exists(unescaped) else path
+    readings = [text, bare]
+    with suppress(ValueError):  # an apostrophe
+        words = shlex.split(text)  # as terminals write a dropped file: my\ photo.jpg, 'it'\''s.jpg'
+        readings += words if len(words) == 1 else []
+    with suppress(ValueError):  # a zero byte after ~
+        readings = [os.path.expanduser(reading) for reading in readings]
+    return next(filter(_exists, map(Path, readings)), Path(readings[1]))
 
 
 def _exists(path: Path) -> bool:
@@ -276,10 +288,14 @@ def _complete_file_names() -> None:
     except ImportError:  # Windows
         return
 
+    names: list[str] = []
+
     def complete(text: str, state: int) -> str | None:
-        start = os.path.expanduser(text)
-        found = sorted(glob.glob(glob.escape(start) + "*"))
-        names = [text + (name + "/" * os.path.isdir(name))[len(start) :] for name in found]
+        """The completion number `state`; readline asks for 0, 1, 2, ... until there is none."""
+        if state == 0:
+            start = os.path.expanduser(text)
+            found = sorted(glob.glob(glob.escape(start) + "*"))
+            names[:] = [text + (name + "/" * os.path.isdir(name))[len(start) :] for name in found]
         return names[state] if state < len(names) else None
 
     readline.set_completer(complete)
@@ -309,3 +325,6 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever reads our output, say `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that must not be read: it names the file
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -37,11 +38,13 @@ except ImportError:  # Windows
 
     fcntl = None
 
+BUILD_AGAIN = "build it again with `people --rebuild`, and --samples and --gallery as now."
 SAVE_EVERY = 10  # seconds; the work that a killed build loses at most
 DISTANCES_AT_ONCE = 2**23  # 64 MB of float64
 
 # Control characters, halves of characters, line ends, and what Windows forbids or keeps for devices.
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]')
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -155,11 +158,10 @@ def load_gallery(saved: str | Path) -> Gallery:
             return _read(saved)
         except FileNotFoundError as error:  # an update may have replaced both files between our two looks
             if error.filename == missing:
-                raise InputError(f"{missing} is missing: build the gallery again with `people --rebuild`.") from None
+                raise InputError(f"{missing} is missing: {BUILD_AGAIN}") from None
             missing = error.filename
         except (InputError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"The gallery saved in {saved} is damaged ({error}): "
-                             "build it again with `people --rebuild`.") from None
+            raise InputError(f"The gallery saved in {saved} is damaged ({error}): {BUILD_AGAIN}") from None
 
 
 def _read(saved: Path) -> Gallery:
@@ -263,11 +265,19 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
                  on, and for what lies in the wrong place, each time.
 
     Stopped by Ctrl-C or killed, it goes on where it was when it is called again. While another process works
-    on the same `saved`, it waits, up to wait_s seconds.
+    on the same `saved`, it waits, up to wait_s seconds. What is saved in a place that cannot be written is taken as it
+    is.
     InputError when `folder` is not a folder, or what is saved is damaged or cannot be written.
     """
     folder, saved = Path(folder), Path(saved)
     made_with = json.loads(json.dumps(made_with))  # as it will be read
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give one with photos in it.")
+    if not rebuild and is_read_only(saved):
+        gallery = load_gallery(saved)
+        if gallery.made_with == made_with:
+            say(f"{saved} cannot be written, so it is taken as it is, whatever has changed in {folder}.")
+            return gallery
     with _locked(saved, wait_s, say):
         before = Gallery() if rebuild or not (saved / "gallery.json").exists() else load_gallery(saved)
         if before.made_with != made_with:
@@ -279,12 +289,13 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
         waiting = [file for file in found
                    if file not in known or (known[file][0].size, known[file][0].mtime_ns) != found[file]]
         progress = tqdm(total=len(waiting), desc="gallery", unit=" photos", disable=None if waiting else True)
-        saved_at = time.monotonic()
+        saved_at, changed = time.monotonic(), False
         try:
             for start in range(0, len(waiting), block):
                 photos = {file: found[file] for file in waiting[start:start + block]}
                 fresh = _work_on(folder, photos, by_content, embed_faces, say)
                 entries = {file: entry for file, entry in entries.items() if file not in photos} | fresh
+                changed |= bool(fresh)
                 progress.update(len(photos))
                 if time.monotonic() - saved_at > SAVE_EVERY:
                     _save(_gallery(entries, found, made_with), saved)
@@ -292,9 +303,14 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
         finally:
             progress.close()
             gallery = _gallery(entries, found, made_with)
-            if _entries(gallery).keys() != known.keys() or waiting or made_with != before.made_with:
+            if _entries(gallery).keys() != known.keys() or changed or made_with != before.made_with:
                 _save(gallery, saved)
         return gallery
+
+
+def is_read_only(saved: Path) -> bool:
+    """Whether a gallery is saved there that cannot be changed."""
+    return (saved / "gallery.json").exists() and not os.access(saved, os.W_OK)
 
 
 def _entries(gallery: Gallery) -> dict[str, Entry]:
@@ -314,13 +330,15 @@ def _gallery(entries: dict[str, Entry], order: Iterable[str], made_with: Any) ->
 
 def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]]:
     """PERSON/photo.jpg -> (size, mtime_ns). Says what lies in the wrong place."""
-    found, astray = {}, []
+    found, astray, people = {}, [], set()
     for path in find_photos(folder):
         file = path.relative_to(folder).as_posix()
         if "/" not in file:
             astray.append(path.name)
-        elif file != printable(file):
-            say(f"{printable(path)} is left out: its name is not valid Unicode, rename it.")
+        elif file != printable(file) or CONTROL.search(file):
+            people.add(file.split("/")[0])
+            say(f"{shown(path)} is left out: there are control characters in its name, or bytes that are no text; "
+                "rename it.")
         else:
             try:
                 status = path.stat()
@@ -328,13 +346,18 @@ def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]
             except OSError as error:
                 say(f"{path} is left out: it cannot be read ({error.strerror}).")
     if astray:
-        say(printable(f"{len(astray)} photos are left out, because they lie directly in {folder} "
-                       f"({', '.join(astray[:3])}): put each into a folder with the name of its person."))
-    people = {file.split("/")[0] for file in found}
+        say(f"{len(astray)} photos are left out, because they lie directly in {folder} "
+            f"({shown(', '.join(astray[:3]))}): put each into a folder with the name of its person.")
+    people |= {file.split("/")[0] for file in found}
     for person in _person_folders(folder):
         if person.name not in people:
-            say(f"{printable(person)} holds no photo: put one there, or remove the folder.")
+            say(f"{shown(person)} holds no photo: put one there, or remove the folder.")
     return found
+
+
+def shown(name: object) -> str:
+    """A name as a terminal can show it: control characters, and bytes that are no text, as their numbers."""
+    return CONTROL.sub(lambda control: f"\\x{ord(control[0]):02x}", printable(name))
 
 
 def _work_on(folder: Path, photos: dict[str, tuple[int, int]], by_content: dict[str, Entry],

@@ -228,7 +228,10 @@ def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
         raise InputError(f"{folder} is not a folder: give one with photos in it.")
     found, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
+        try:
+            status = os.stat(parent)
+        except OSError:  # it has just been removed
+            continue
         identity = status.st_dev, status.st_ino
         if identity in visited:
             folders.clear()

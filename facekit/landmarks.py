@@ -53,7 +53,7 @@ class MarkedFace:
 
 
 def find_faces(root: str | Path) -> list[MarkedFace]:
-    """All marked faces below a folder: points.csv beside pictures, Kaggle's arrays, .pts files beside photos.
+    """All marked faces below a folder: points.csv or landmarks.csv, Kaggle's arrays, .pts files beside photos.
 
     InputError when it is no folder, or when a file of points cannot be read.
     """
@@ -81,10 +81,11 @@ def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace
     rows = list(_rows(path, ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]))
     one_group = len({_group_of(row[0]) for row in rows}) == 1  # img_001.png, img_002.png: the names tell nothing
     words = {match[0] if (match := re.match(r"[a-z]+(?=_)", row[0])) else "" for row in rows}
+    are_sources = "" not in words and len(words) < 10  # more would be people, not collections
     folder = path.parent if pictures is None else pictures
     return [
-        MarkedFace(folder / file, points, file, file.split("_")[0] if words and "" not in words and len(words) < 10
-                   else folder.name, file if one_group else _group_of(file))  # fmt: skip
+        MarkedFace(folder / file, points, file, file.split("_")[0] if are_sources else folder.name,
+                   file if one_group else _group_of(file))  # fmt: skip
         for file, points in rows
     ]
 
@@ -93,14 +94,14 @@ def _group_of(file: str) -> str:
     """The person or photo that a file's name tells; where there is a folder, its name.
 
     Ada_Byron of video_Ada_Byron_12tr.webp and of web_Ada_Byron_07.webp, image06325 of AFLW_0001-image06325.jpg, PHOTO
-    of PHOTO_0.png and of PHOTO_1.png.
+    of PHOTO_0.png and of PHOTO_1.png, net_7876_60 of net_7876_60_0_0.png and of net_7876_60_1_0.png.
     """
     path = Path(unicodedata.normalize("NFC", file))
     if path.parent != Path():
         return path.parent.as_posix()
     word = r"[^\W\d_](?:[^\W\d_]|[.'-])*"  # letters of any script
     told = re.search(rf"(?![a-z]){word}(?:_{word})+", path.stem) or re.search(r"image\d+$", path.stem)
-    return told[0] if told else re.sub(r"_\d+[a-z]*$", "", path.stem)
+    return told[0] if told else re.sub(r"((?:_\d+){2})_\d+_\d+$|_\d+[a-z]*$", r"\1", path.stem)
 
 
 def read_kaggle(path: Path) -> list[MarkedFace]:
@@ -135,7 +136,7 @@ def read_pts(photo: Path) -> MarkedFace:
     points = np.stack([marks[list(which)].mean(0) for which in IBUG_POINTS])
     center, side = (points.min(0) + points.max(0)) / 2, 4 * np.ptp(points, axis=0).max()
     box = (*(center - side / 2), *(center + side / 2))
-    group = re.sub(r"^(\d+)_\d+$", r"\1", photo.stem)  # AFW: 1051618982_1 and _2 are faces of one photo
+    group = re.sub(r"(\d)_\d+$", r"\1", photo.stem.removesuffix("_mirror"))  # image_003_1 and _2 are of one photo
     return MarkedFace(photo, points, photo.name, photo.parent.name, group, box)
 
 
@@ -185,13 +186,13 @@ def cut(face: MarkedFace, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.
     """The packed picture (1, 128, 128) uint8 of a face, and its points (5, 2) in pixels of it.
 
     The picture, or the face's box, is made square, never stretched. InputError when the picture cannot be opened or
-    no point lies in it.
+    no marked point lies in it.
     """
     photo = open_photo(face.picture, max_pixels)
     matrix = alignment.box_region(face.box or (0, 0, *photo.size), PACKED_SIZE, scale=1)
     points = alignment.transform_points(matrix, face.points)
     if not ((points >= 0) & (points <= PACKED_SIZE)).all(1).any():
-        raise InputError(f"{face.file}: none of its points lies in the picture.")
+        raise InputError(f"{face.file}: no marked point lies in the picture.")
     return alignment.warp(photo, matrix[None], PACKED_SIZE)[0], points
 
 

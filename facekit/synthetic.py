@@ -383,10 +383,13 @@ def _write_person(folder: Path, identity: int, pictures: int, seed: int, size: i
     rows = []
     for picture in range(1, pictures + 1):
         name = f"person_{identity:05d}/{picture:04d}.jpg"
-        _, _, box, landmarks, _ = _pose(person, picture, size, zoom)
-        if not (folder / name).exists():
+        if (folder / name).exists():
+            _, _, box, landmarks, _ = _pose(person, picture, size, zoom)
+        else:
+            face = draw_face(person, picture, size, zoom)
+            box, landmarks = face.box, face.landmarks
             with written_whole(folder / name) as temporary:
-                Image.fromarray(draw_face(person, picture, size, zoom).pixels).save(temporary, quality=95)
+                Image.fromarray(face.pixels).save(temporary, quality=95)
         rows.append([name, *(round(number, 2) for number in [*box.tolist(), *landmarks.ravel().tolist()])])
     return rows
 

@@ -85,7 +85,8 @@ def make_verifier() -> face_recognition.Verifier:
     with torch.no_grad():
         verifier.linear.weight.fill_(-1.0)
         verifier.linear.bias.fill_(4.0)
-    verifier.naming_thresholds, verifier.thresholds = {"score": {1: 0.5}}, {"0.1": 0.3, "0.01": 0.6, "0.001": 0.97}
+    verifier.naming_thresholds = {"score": {1: 0.5, 100: 0.5}}
+    verifier.thresholds = {"0.1": 0.3, "0.01": 0.6, "0.001": 0.97}
     return verifier.eval()
 
 
@@ -503,6 +504,11 @@ def test_working_threshold(chain: fr.Chain, threshold: float | None, far: str | 
     assert fr.working_threshold(chain, Gallery(), Namespace(threshold=threshold, far=far)) == expected
 
 
+def test_threshold_and_far_together_are_refused(people, run):
+    status, _, error = run("recognize", save_photo("photo.png", ADA), "--threshold", "0.5", "--far", "0.1")
+    assert status == 2 and is_one_sentence(error) and "give one of them" in error
+
+
 def test_what_an_embedding_was_made_with(chain: fr.Chain):
     same = fr.Chain(OneNumber(), OneNumber(), GreyLevel(), make_verifier())
     assert chain.made_with == same.made_with
@@ -612,6 +618,7 @@ def test_a_conversation_at_a_terminal(talk, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
     save_photo("group.png", BEN, STRANGER, ADA)
     save_photo("home/my photo.png", WATANABE)
+    save_photo("it's Ben.png", BEN)
     save_photo("empty.png")
     Path("notes.png").write_text("no photo")
     user = talk()
@@ -631,6 +638,8 @@ def test_a_conversation_at_a_terminal(talk, monkeypatch: pytest.MonkeyPatch):
     user.hear("result: 渡辺: 0.98")
     user.type("home/my\\ photo.png\n")  # as a terminal writes a dropped file
     user.hear("result: 渡辺: 0.98")
+    user.type("'it'\\''s Ben.png'\n")
+    user.hear("result: Ben: 0.98")
     user.type("empty.png\n")
     user.hear("no face found")
     for typed, said in [("nobody.png", "nobody.png does not exist"), ("home", "home is a folder"),
@@ -940,6 +949,8 @@ def test_a_terminal_that_cannot_show_a_name(people, monkeypatch, arguments: list
     assert fr.main(arguments) == 0
     sys.stdout.flush()
     assert b"0.98" in shown.getvalue() or b"2 photos" in shown.getvalue()
+    if "--json" in arguments:
+        assert json.loads(shown.getvalue())[0]["faces"][0]["name"] == "渡辺"
 
 
 def test_pictures_of_recognize(people, run, drawn):
@@ -953,6 +964,34 @@ def test_pictures_of_recognize(people, run, drawn):
     pictures = [path for path in Path("drawn/here").rglob("*") if path.is_file()]
     assert len(pictures) == 3, "photos of the same name in two folders are not to replace each other"
     assert all(Image.open(path).format == "PNG" for path in pictures)
+
+
+def test_drawn_pictures_are_no_photos_and_no_photo_comes_twice(people, run):
+    save_photo("album/1.png", ADA)
+    for _ in range(2):
+        status, output, _ = run("recognize", "album", "album/1.png", "--out", "album/drawn")
+        assert status == 0 and output.count("result: ") == 1
+    assert len(list(Path("album").rglob("*.png"))) == 2
+    [drawn] = Path("album/drawn").rglob("*.png")
+    assert "result: Ada" in run("recognize", drawn, "--out", "album/drawn")[1], "but it can be asked about by name"
+
+
+def test_a_picture_that_cannot_be_written_costs_no_answer(people, run):
+    photos = [save_photo(f"album/{number}.png", level) for number, level in enumerate([ADA, BEN])]
+    Path("out/0.png.png").mkdir(parents=True)
+    status, results = recognized(run, *photos, "--out", "out")
+    assert status == 2 and [names_of(results[str(photo)]) for photo in photos] == [["Ada"], ["Ben"]]
+    assert "out/0.png.png" in results[str(photos[0])]["error"] and "error" not in results[str(photos[1])]
+
+
+def test_a_photo_instead_of_a_command(people, run):
+    assert "result: Ada" in run(save_photo("photo.png", ADA))[1]
+
+
+def test_embeddings_that_are_not_finite_are_said(people, chain, run, monkeypatch):
+    monkeypatch.setattr(chain.recogniser, "embedding_of", lambda levels: levels * torch.nan)
+    status, _, error = run("recognize", save_photo("photo.png", ADA))
+    assert status == 2 and "weights are damaged" in error and "Traceback" not in error
 
 
 def test_a_folder_for_pictures_that_is_a_file(people, run):
@@ -1004,6 +1043,31 @@ def test_a_typing_error_in_samples_leaves_the_gallery(people, run):
     status, _, error = run("people", "--samples", "face_recogniton_samples")
     assert status == 2 and is_one_sentence(error) and not Path("face_recogniton_samples").exists()
     assert (fr.GALLERY / "gallery.json").read_bytes() == saved
+
+
+def test_other_samples_have_a_gallery_of_their_own(people, chain, run):
+    run("people")
+    faces_worked_on(chain)
+    save_photo("friends/Dora/1.png", STRANGER)
+    assert run("people", "--samples", "friends")[1].startswith("Dora: 1 photo\n") and faces_worked_on(chain) == 1
+    assert "4 people are known" in run("people")[1] and faces_worked_on(chain) == 0
+    assert "1 person is known" in run("people", "--samples", "./friends/")[1] and faces_worked_on(chain) == 0
+
+
+def test_a_gallery_that_cannot_be_written_is_still_read(people, run, monkeypatch):
+    run("people")
+    save_photo(fr.PEOPLE / "Dora" / "1.png", STRANGER)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != fr.GALLERY)
+    status, output, error = run("people")
+    assert status == 0 and "4 people are known" in output and "cannot be written" in error
+
+
+def test_a_photo_without_a_face_is_counted_and_a_name_with_control_characters_left_out(people, run):
+    save_photo(fr.PEOPLE / "Dora" / "1.png")
+    save_photo(fr.PEOPLE / "Ev\x1b[2Jil" / "1.png", STRANGER)
+    status, output, error = run("people")
+    assert status == 0 and "8 photos (1 more not used, see `people`)" in output
+    assert "control characters" in error and "\x1b" not in output + error
 
 
 def test_a_photo_that_did_not_open_is_tried_again(people, run):

@@ -50,6 +50,14 @@ def test_what_is_no_such_number_is_named(kind: type, called: str, text: str):
     assert str(raised.value) == f"{text} is not {called}"
 
 
+@pytest.mark.parametrize("text", ["0", "1.01", "inf", "nan"])
+def test_a_number_may_have_an_upper_limit(text: str):
+    read = commands.number(float, 0.01, 1)
+    assert read("1") == 1 and read("0.01") == 0.01
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a number from 0.01 to 1"):
+        read(text)
+
+
 def test_half_a_step_is_no_whole_number():
     with pytest.raises(argparse.ArgumentTypeError, match="1.5 is not a whole number"):
         commands.number(int, 1)("1.5")
@@ -195,6 +203,35 @@ def test_each_run_has_its_own_folder_and_resume_finds_the_last(tmp_path: Path, m
 
 
 ROWS = [{"photo": "a.jpg", "score": 0.12345, "same": True}, {"photo": "longer, name.jpg", "score": 1.0, "same": False}]
+
+
+@pytest.mark.parametrize(("typed", "path"), [
+    ("photo.jpg", "photo.jpg"), (" my photo.jpg ", "my photo.jpg"), ("'my photo.jpg'", "my photo.jpg"),
+    ('"my photo.jpg"', "my photo.jpg"), ("my\\ photo.jpg", "my photo.jpg"), ("'it'\\''s.jpg'", "it's.jpg"),
+    ("it's.jpg", "it's.jpg"), ("it\\'s.jpg", "it's.jpg"), ("'quoted'", "'quoted'"), ("back\\slash", "back\\slash"),
+    ("~/at home.jpg", "home/at home.jpg"), ("'~/at home.jpg'", "home/at home.jpg"),
+    ("none\\x.jpg", "none\\x.jpg"), ("'no ne.jpg'", "no ne.jpg"), ("a\x00b", "a\x00b"),
+])  # fmt: skip
+def test_a_typed_path_is_understood(tmp_path: Path, monkeypatch, typed: str, path: str):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "home")
+    Path("home").mkdir()
+    for name in ["photo.jpg", "my photo.jpg", "it's.jpg", "'quoted'", "back\\slash", "home/at home.jpg"]:
+        Path(name).touch()
+    assert commands.typed_path(typed) == Path(path)
+
+
+@pytest.mark.parametrize("typed", ["", "  ", "''", '""'])
+def test_nothing_is_typed(typed: str):
+    assert commands.typed_path(typed) is None
+
+
+def test_a_folder_that_must_not_be_read_is_one_sentence(capsys: pytest.CaptureFixture):
+    def read(args: argparse.Namespace) -> int:
+        raise PermissionError(13, "Permission denied", "secret")
+
+    assert commands.run(argparse.Namespace(run=read)) == 2
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: 'secret'\n"
 
 
 def test_tables_for_people_and_programs(capsys: pytest.CaptureFixture):

@@ -10,6 +10,7 @@ import pytest
 
 import face_recognition
 from facekit import backbones
+from facekit.files import InputError
 
 
 @pytest.fixture
@@ -74,3 +75,6 @@ def test_every_loss_is_trained_and_the_backbones_with_the_best(compare_methods: 
 
     calls.clear()
     assert compare_methods.compare(args) == 0 and not calls, "what has been measured is not trained again"
+    args.minutes = 8
+    with pytest.raises(InputError, match="other --data or --minutes, or"):
+        compare_methods.compare(args)

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from facekit import drawing
-from facekit.drawing import COLOURS, DARK, DEJAVU, MARKED, draw_faces, font_files, printable, shorten
+from facekit.drawing import COLOURS, DARK, DEJAVU, MARKED, draw_faces, font_files, one_line, shorten
 from facekit.synthetic import draw_scene
 
 BOX = np.array([(200, 150, 300, 270)])
@@ -213,7 +213,7 @@ def test_every_name_is_drawn_or_noted(name):
     assert picture.size == (300, 200)
     assert len(notes) <= 1
     bare, _ = draw_faces(plain(300, 200), [(100, 80, 160, 140)], POINTS / 2, [""])
-    assert (changed(picture) == changed(bare)) == (printable(name) == "")
+    assert (changed(picture) == changed(bare)) == (one_line(name) == "")
 
 
 @given(st.text(alphabet=st.characters(), max_size=40))
@@ -227,7 +227,7 @@ def test_any_text_at_all(text):
 @given(st.text(max_size=60), st.sampled_from([10, 16, 40]), st.floats(0, 500))
 @settings(deadline=None, max_examples=60)
 def test_shorten_fits_and_keeps_both_ends(text, size, width):
-    text = printable(text)
+    text = one_line(text)
     short = shorten(text, size, width)
     assert drawing._width(short, size) <= width
     cuts = [text[:len(text) - dropped - tail] + "…" + text[len(text) - tail:]
@@ -247,12 +247,12 @@ def test_shorten_by_hand():
 
 
 def test_printable():
-    assert printable("  Grace\n\tHopper\r\n 0.97 ") == "Grace Hopper 0.97"
-    assert printable("a\x00b\x1b[31mc\u202ed") == "ab[31mcd"
-    assert printable("Jose\u0301") == "José"
-    assert printable("\ud800\u200b") == ""
-    assert printable("山田 محمد Ελένη") == "山田 محمد Ελένη"
-    assert printable(None) == "None"
+    assert one_line("  Grace\n\tHopper\r\n 0.97 ") == "Grace Hopper 0.97"
+    assert one_line("a\x00b\x1b[31mc\u202ed") == "ab[31mcd"
+    assert one_line("Jose\u0301") == "José"
+    assert one_line("\ud800\u200b") == ""
+    assert one_line("山田 محمد Ελένη") == "山田 محمد Ελένη"
+    assert one_line(None) == "None"
 
 
 def test_common_scripts_need_no_system_font(monkeypatch):

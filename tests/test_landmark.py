@@ -110,7 +110,8 @@ def toy_faces(train: int, validation: int) -> LandmarkSet:
     points[::4, 2] = np.nan
     split = np.array(["train"] * train + ["validation"] * validation)
     names = [f"group {number}" for number in range(count)]
-    summary = {"faces": count, "sources": {"noise": count}, "splits": {"train": train}, "seed": 0}
+    summary = {"faces": count, "sources": {"noise": count}, "splits": {"train": train}, "split_digest": "toys",
+               "seed": 0}  # fmt: skip
     return LandmarkSet(images, points, np.array(["noise"] * count), np.array(names), split, names, summary)
 
 
@@ -190,6 +191,7 @@ def test_a_batch_may_be_small(reference: bool, count: int):
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_missing_points_stay_missing_and_change_no_others(monkeypatch, reference: bool):
+    monkeypatch.setattr(fl, "upright_square", fl.region_square)  # which does not depend on the nose
     images, points = dotted_batch(40)
     some = points.clone()
     some[:, 2] = torch.nan  # within the others, so the square around them is the same
@@ -205,6 +207,43 @@ def test_missing_points_stay_missing_and_change_no_others(monkeypatch, reference
     faces, moved = fl.augment(images, only_eye, torch.Generator().manual_seed(0), reference)
     assert faces.isfinite().all() and (moved.isfinite().all(2).sum(1) == 1).all()
     assert moved[:, 2:].isnan().all()  # it is one of the eyes still
+
+
+def test_the_upright_square_is_that_of_the_alignment():
+    """Points that are turned, scaled and a little off the template; in pixels of a picture of 128."""
+    random = np.random.default_rng(0)
+    x_y = alignment.TEMPLATE @ (1, 1j) * 60 * np.exp(1j * random.uniform(-0.6, 0.6, (20, 1))) + (30 + 20j)
+    points = np.stack([x_y.real, x_y.imag], axis=2) + random.normal(0, 1, (20, 5, 2))
+    squares = fl.upright_square(torch.from_numpy(points / 64 - 1).float())
+    corners = torch.tensor([(-1.0, -1), (1, -1), (-1, 1)])
+    found = (corners @ squares[:, :, :2].transpose(1, 2) + squares[:, :, 2:].transpose(1, 2) + 1) * 64
+    for each, marked in zip(found.numpy(), points):
+        to_photo = alignment.invert(alignment.similarity(marked, 1))
+        np.testing.assert_allclose(each, alignment.transform_points(to_photo, [(0, 0), (1, 0), (0, 1)]), atol=1e-3)
+
+
+@pytest.mark.parametrize("marked", [[0], [2], [0, 4]])
+def test_where_too_little_is_marked_the_square_is_the_region(marked: list[int]):
+    points = torch.full((1, 5, 2), torch.nan)
+    points[:, marked] = torch.tensor([0.3, -0.2])  # two of them coincide
+    torch.testing.assert_close(fl.upright_square(points), fl.region_square(points))
+    two = torch.from_numpy(ASYMMETRIC).float()[None].clone()
+    two[:, [2, 3, 4]] = torch.nan
+    assert fl.upright_square(two).isfinite().all()
+
+
+def test_the_second_look_is_at_the_upright_face(monkeypatch):
+    """A model that knows where the dots are finds them in pictures in which the face is small and turned."""
+    x_y = (FACE - 0.5) @ (1, 1j) * 60 * np.exp(0.3j) + (70 + 60j)
+    points = np.stack([x_y.real, x_y.imag], axis=1)
+    picture = torch.from_numpy(dotted(points, 128, 128))[None, None]
+    model, seen = Knows(), []
+    monkeypatch.setattr(model, "forward", lambda faces, answer=model.forward: seen.append(faces) or answer(faces))
+    found = fl.look_twice(model, picture)[0].numpy()
+    np.testing.assert_allclose((found + 1) * 64, points, atol=0.7)
+    upright = find_dots(255 * seen[1][0, 0].numpy())
+    np.testing.assert_allclose(upright, alignment.transform_points(alignment.similarity(points, 96), points), atol=2)
+    assert len(seen) == 2
 
 
 def test_varied_light_leaves_every_face_in_its_place():
@@ -733,6 +772,7 @@ def test_time_limit_ends_a_training_at_a_low_learning_rate(prepared: Path, toy, 
 
 
 def use_model(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
+    model.metadata = {"data": {}}
     monkeypatch.setattr(fl, "load_landmarker", lambda path, device: model)
 
 
@@ -756,6 +796,21 @@ def test_a_perfect_model_has_no_errors(prepared: Path, monkeypatch, capsys: pyte
         assert set(report["per_source"]) <= {"far", "near"}
         low, high = report["nme_interval"]
         assert low <= report["nme"] <= high
+
+
+def test_weights_of_another_split_are_said(prepared: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    model = Knows()
+    use_model(monkeypatch, model)
+    evaluate_saved = ["evaluate"]
+    assert fl.main(evaluate_saved) == 0 and "have been trained on" in capsys.readouterr().err
+    model.metadata["data"]["split_digest"] = landmarks.load_landmarks(fl.PREPARED).summary["split_digest"]
+    assert fl.main(evaluate_saved) == 0 and "have been trained on" not in capsys.readouterr().err
+
+
+def test_pictures_of_which_none_opens(prepared: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    use_model(monkeypatch, Knows())
+    assert fl.main(["evaluate", "--images", ".", "--points", "dotted/points.csv"]) == 2
+    assert "None of the 40 pictures" in capsys.readouterr().err
 
 
 def test_the_errors_of_a_biased_model_are_known(prepared: Path, monkeypatch, capsys: pytest.CaptureFixture):

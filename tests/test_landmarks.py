@@ -175,10 +175,12 @@ def test_five_points_of_68(tmp_path: Path):
 
 
 def test_photos_with_68_points_are_each_their_own_group_but_faces_of_one_photo_are_not(tmp_path: Path):
-    write_pts(tmp_path, ["indoor_001.png", "indoor_002.png", "1051618982_1.png", "1051618982_2.png"])
+    write_pts(tmp_path, ["indoor_001.png", "indoor_002.png", "1051618982_1.png", "1051618982_2.png",
+                         "image_003_1.png", "image_003_2.png", "image_003_1_mirror.png"])  # fmt: skip
     group = {face.file: face.group for face in landmarks.find_faces(tmp_path)}
     assert group["1051618982_1.png"] == group["1051618982_2.png"]
-    assert len(set(group.values())) == 3
+    assert group["image_003_1.png"] == group["image_003_2.png"] == group["image_003_1_mirror.png"]
+    assert len(set(group.values())) == 4
 
 
 @pytest.mark.parametrize("files", [
@@ -188,10 +190,11 @@ def test_photos_with_68_points_are_each_their_own_group_but_faces_of_one_photo_a
     ("web_lfw_5590_Some_One_0001.webp", "video_Some_One_12tr.webp"),
     ("web_lfw_5590_J.J._de_la_One-Two_0001.webp", "video_J.J._de_la_One-Two_3.webp"),
     ("web_AFLW_0001-image20056.webp", "web_AFLW_0733-image20056.webp"),
+    ("web_net_7876_60_0_0.webp", "web_net_7876_60_1_0.webp"),
 ])  # fmt: skip
 def test_pictures_of_one_video_photo_or_person_are_one_group(tmp_path: Path, files: tuple):
     others = ["video_Some_Two_12tr.webp", "photo_helen_trainset_100040722_1.webp", "Some_Three/1.jpg",
-              "web_AFLW_0001-image20057.webp", "web_AFLW_0733-image20058.webp"]
+              "web_AFLW_0001-image20057.webp", "web_AFLW_0733-image20058.webp", "web_net_7876_61_0_0.webp"]
     rows = [[file, *range(10)] for file in (*files, *others)]
     faces = landmarks.read_points_csv(write_table(tmp_path / "points.csv", rows))
     groups = [face.group for face in faces]
@@ -315,7 +318,7 @@ def test_photos_that_cannot_be_used_are_skipped_and_named(tmp_path: Path):
     why = {skipped["file"]: skipped["why"] for skipped in summary["skipped"]}
     assert set(why) == {"b_1.png", "c_1.png", "d_1.png", "again_1.png"}
     assert "no photo of a known format" in why["b_1.png"] and "does not exist" in why["c_1.png"]
-    assert "none of its points" in why["d_1.png"] and "exact copy" in why["again_1.png"]
+    assert "no marked point" in why["d_1.png"] and "exact copy" in why["again_1.png"]
     assert (summary["faces"], summary["missing_points"]) == (2, 1)
     packed = landmarks.load_landmarks(tmp_path / "packed")
     assert packed.files == ["a_1.png", "e_1.png"] and packed.summary == summary
