@@ -16,9 +16,9 @@ landmarks on heat maps, a loss that is the distance itself, and squares of which
 look. After 17 minutes of training on 11,791 real faces, on two cores, it has an NME of 5.2 % on faces of other people,
 and the reference one of 14.7 %. What was tried beside that is in weights/MODEL_CARD.md.
 
-Published weights: these of 17 minutes. On faces of people not trained on, the mean error is 1.1 % of the picture's width
-(the reference publishes 4.7 % on its data), and 3.2 % of the faces fail (NME above 10 %). Squares that are up to 15 %
-off-centre and 25 % too large or small change nothing.
+Published weights: these of 17 minutes. On faces of people not trained on, the mean error is 1.1 % of the picture's
+width (the reference publishes 4.7 % on its data), and 3.2 % of the faces fail (NME above 10 %). Squares that are up to
+15 % off-centre and 25 % too large or small change nothing.
 """
 
 import argparse
