@@ -164,7 +164,7 @@ def draw_scenes(folder: str | Path, count: int, seed: int = 0, size: tuple[int, 
         name = f"drawn_{seed}_{number:05d}.jpg"
         if not (folder / name).exists():
             with written_whole(folder / name) as temporary:
-                Image.fromarray(scene.pixels).save(temporary, quality=92)
+                temporary.write_bytes(scene.jpeg)
         lines += [(name, *(round(float(x), 1) for x in box)) for box in scene.boxes] or [(name, "", "", "", "")]
     _write_csv(folder / "boxes.csv", lines)
 

@@ -1,6 +1,6 @@
 """Paints a portrait: a person under given circumstances, onto a picture.
 
-The head is a solid whose horizontal cuts are ellipses; `_profile` gives their half-width and half-depth at
+The head is a solid whose horizontal cuts are ellipses; `_outline` gives their half-width and half-depth at
 each height. A ray from the viewer through a pixel meets the ellipse in closed form, so every pixel knows
 which point (x, y) of the face it shows, turned by yaw and pitch. Features are soft-edged shapes in (x, y):
 they paint a colour, and they add to a relief (height towards the viewer) whose slope, under a light, gives
@@ -52,8 +52,13 @@ class View:
         return c * dx + s * dy, c * dy - s * dx
 
 
-def _profile(person: Person, now: Circumstances, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Half-width and half-depth of the head at heights v; both 0 above the crown and below the chin."""
+@lru_cache(maxsize=64)
+def _outline(person: Person, now: Circumstances) -> tuple[np.ndarray, np.ndarray]:
+    """Half-width, half-depth and steepness of the head at 256 heights v from -2 to 2.5, and their rise to the next.
+
+    Each (3, 256) float32. Width and depth are 0 above the crown and below the chin.
+    """
+    v = np.linspace(-2.0, 2.5, 256)
     chin = person.chin + 0.6 * max(now.mouth_open, 0)  # the jaw drops
     up = np.clip(-v / person.crown, 0, 1)
     down = np.clip(v / chin, 0, 1)
@@ -61,7 +66,17 @@ def _profile(person: Person, now: Circumstances, v: np.ndarray) -> tuple[np.ndar
     jaw = (1 + (person.jaw_width - 1) * down * down * (3 - 2 * down)) * np.sqrt(1 - down**person.jaw_angle)
     width = person.head_width * np.where(v < 0, skull, jaw)
     depth = person.head_depth * np.where(v < 0, skull, np.sqrt(1 - down**5) * (1 - 0.12 * down))
-    return width, depth
+    steep = np.hypot(1, np.minimum(np.abs(np.gradient(width, v)), 6))
+    table = np.stack([width, depth, steep]).astype(np.float32)
+    return table, np.diff(table, append=table[:, -1:])
+
+
+def _outline_at(person: Person, now: Circumstances, v: np.ndarray) -> np.ndarray:
+    """The outline at heights v (...), between those of the table: (3, ...)."""
+    table, rise = _outline(person, now)
+    place = np.clip((np.float32(2.0) + v) * np.float32(255 / 4.5), 0, 255)
+    row = place.astype(np.int32)
+    return table.take(row, 1, mode="clip") + (place - row.astype(place.dtype)) * rise.take(row, 1, mode="clip")
 
 
 def _nod(now: Circumstances, v: np.ndarray) -> np.ndarray:
@@ -74,7 +89,7 @@ def _seen(person: Person, now: Circumstances, points: np.ndarray) -> np.ndarray:
     x, y, off = points.T
     v = y = y + person.lopsided * x
     for _ in range(2):  # depth depends on the height at which it is seen, and that on depth
-        width, depth = _profile(person, now, v - _nod(now, v))
+        width, depth, _ = _outline_at(person, now, v - _nod(now, v))
         z = depth * np.sqrt(np.maximum(1 - (x / np.maximum(width, 1e-3)) ** 2, 0)) + off
         v = y * math.cos(now.pitch) + z * math.sin(now.pitch)
     return np.stack([x * math.cos(now.yaw) + z * math.sin(now.yaw), v], 1)
@@ -98,7 +113,7 @@ def face_box(person: Person, now: Circumstances, view: View) -> np.ndarray:
     """Hairline (or forehead, under hair or hat) to chin, ear to ear: x0, y0, x1, y1 in pixels, (4,)."""
     chin = person.chin + 0.6 * max(now.mouth_open, 0)
     level = np.linspace(-person.hairline, chin, 24)
-    width, depth = _profile(person, now, level)
+    width, depth, _ = _outline_at(person, now, level)
     reach = np.hypot(width * math.cos(now.yaw), depth * math.sin(now.yaw))
     reach += person.ear_angle * math.cos(now.yaw) * (np.abs(level - 0.1) < person.ear_size)
     v = level + _nod(now, level)
@@ -138,11 +153,15 @@ class _Canvas:
         rows = slice(painted[0], painted[-1] + 1)  # the rest of the picture stays as it is
         colour = np.asarray(colour, np.float32)
         colour = colour[:, rows] if colour.ndim == 3 else colour[:, None, None]
-        self.image[:, rows] += cover[rows] * (colour - self.image[:, rows])
+        change = colour - self.image[:, rows]
+        change *= cover[rows]
+        self.image[:, rows] += change
 
     def edge(self, distance: np.ndarray, soft: float = 0.0) -> np.ndarray:
         """Cover 0..1 of a shape from the distance to its border, inside > 0. No edge is under a pixel."""
-        return np.clip(distance / max(soft, self.pixel) + 0.5, 0, 1)
+        cover = distance / max(soft, self.pixel)
+        cover += 0.5
+        return np.clip(cover, 0, 1, out=cover)
 
 
 def _coloured(colour: tuple[float, float, float], light: np.ndarray) -> np.ndarray:
@@ -153,7 +172,7 @@ def _coloured(colour: tuple[float, float, float], light: np.ndarray) -> np.ndarr
 def _bump(x, y, center_x: float, center_y: float, radius_x: float, radius_y: float) -> np.ndarray:
     """1 in the middle of an ellipse, 0 at its rim and beyond, smooth in between."""
     dx, dy = (x - center_x) * (1 / radius_x), (y - center_y) * (1 / radius_y)
-    return np.square(np.maximum(1 - dx * dx - dy * dy, 0))
+    return np.square(np.clip(1 - dx * dx - dy * dy, 0, 1))
 
 
 # Drawing a person, from back to front ----------------------------------------------------------------------
@@ -165,7 +184,7 @@ def _look_at(image: np.ndarray, person: Person, now: Circumstances, view: View) 
     left, right = (int(np.clip(view.x + side * 3.2 * view.unit, 0, width)) for side in (-1, 1))
     top = int(np.clip(view.y - 2.4 * view.unit, 0, height))
     u, v = view.to_units(height - top, right - left, top, left)
-    half_width, half_depth, steep = _profile_at(person, now, v - _nod(now, v))
+    half_width, half_depth, steep = _outline_at(person, now, v - _nod(now, v))
     wide, deep = half_width * math.cos(now.yaw), half_depth * math.sin(now.yaw)
     reach = np.sqrt(wide**2 + deep**2) + 1e-6
     across = np.clip(u / reach, -1, 1)
@@ -174,20 +193,8 @@ def _look_at(image: np.ndarray, person: Person, now: Circumstances, view: View) 
     z = half_depth * (towards * wide + across * deep) / reach
     y = (v - z * math.sin(now.pitch)) / math.cos(now.pitch) - person.lopsided * x
     relief = z * math.cos(now.yaw) - x * math.sin(now.yaw)
-    inside = np.where(half_width > 1e-3, (reach - np.abs(u)) / steep, np.float32(-1))
+    inside = (reach - np.abs(u)) / steep - (half_width < 1e-3)  # nothing above the crown, however near
     return _Canvas(image[:, top:, left:right], u, v, x, y, relief, inside, 1 / view.unit)
-
-
-def _profile_at(person: Person, now: Circumstances, v: np.ndarray) -> np.ndarray:
-    """Half-width, half-depth and steepness of the outline at heights v, (3, H, W), read from a table."""
-    level = np.linspace(-2.0, 2.5, 256)
-    width, depth = _profile(person, now, level)
-    steep = np.hypot(1, np.minimum(np.abs(np.gradient(width, level)), 6))
-    table = np.stack([width, depth, steep]).astype(np.float32)
-    rise = np.diff(table, append=table[:, -1:])
-    place = np.clip((v + 2.0) * (255 / 4.5), 0, 255)
-    row = place.astype(np.int32)
-    return table.take(row, 1) + (place - row.astype(np.float32)) * rise.take(row, 1)
 
 
 def paint_person(
@@ -224,7 +231,7 @@ def _texture(seed: int, identity: int) -> np.ndarray:
 def _grain(texture: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
     """The texture at places given in grains from its middle; it repeats."""
     rows, columns = (((place + 32) * 4).astype(np.int32) & 255 for place in (down, across))
-    return texture.ravel().take(rows * 256 + columns)
+    return texture.ravel().take(rows * 256 + columns, mode="clip")
 
 
 def _hair_colours(canvas: _Canvas, person: Person, now: Circumstances, texture: np.ndarray) -> np.ndarray:
@@ -312,8 +319,9 @@ def _complexion(face: _Canvas, person: Person, texture: np.ndarray) -> None:
     """Red cheeks and nose, freckles, moles, a scar, and the shadow of shaven hair."""
     skin = np.array(person.skin)
     aside = np.abs(face.x)
-    face.paint(0.35 * _bump(aside, face.y, 0.55, 0.5, 0.4, 0.4), skin * (1.03, 0.80, 0.78))
-    face.paint(0.30 * _bump(face.x, face.y, 0, person.nose_length, 0.3, 0.25), skin * (1.02, 0.82, 0.80))
+    red = 0.35 * _bump(aside, face.y, 0.55, 0.5, 0.4, 0.4)
+    red += 0.30 * _bump(aside, face.y, 0, person.nose_length, 0.3, 0.25)
+    face.paint(red, skin * (1.03, 0.80, 0.78))
     if person.hair_length == 0:
         face.paint(0.25 * face.edge(-person.hairline - face.y, 0.2), person.hair)
     if person.freckles:
@@ -358,11 +366,11 @@ def _nose(face: _Canvas, person: Person, now: Circumstances) -> None:
     wing = np.abs(x)
     part.relief += 0.10 * _bump(wing, part.y, 0.8 * person.nose_width, tip - 0.01, 0.10, 0.12)
     dark = np.array(person.skin) * (0.38, 0.26, 0.24)
-    part.paint(0.25 * _bump(x, part.y, 0, tip + 0.13, person.nose_width + 0.05, 0.09), dark)
-    part.paint(0.5 * _bump(wing, part.y, person.nose_width + 0.05, tip, 0.05, 0.13), dark)
+    shadow = 0.25 * _bump(x, part.y, 0, tip + 0.13, person.nose_width + 0.05, 0.09)
+    shadow += 0.5 * _bump(wing, part.y, person.nose_width + 0.05, tip, 0.05, 0.13)
     opening = 0.035 - 0.06 * now.pitch
     nostril = np.hypot((wing - 0.45 * person.nose_width) / 0.07, (part.y - tip - 0.085) / opening)
-    part.paint(0.7 * np.clip(1.5 - nostril, 0, 1), dark)
+    part.paint(np.maximum(shadow, 0.7 * np.clip(1.5 - nostril, 0, 1)), dark)
 
 
 def _wrinkles(face: _Canvas, person: Person, now: Circumstances) -> None:
@@ -458,21 +466,22 @@ def _eyes(face: _Canvas, person: Person, now: Circumstances) -> None:
 
 
 def _brows(face: _Canvas, person: Person, now: Circumstances, texture: np.ndarray) -> None:
-    aside = np.abs(face.x)
-    t = (aside - person.brow_gap) / person.brow_length  # 0 inner end .. 1 outer end
+    height = person.brow_height + now.brow_raise
+    part = face.around(np.abs(face.y + height + 0.1) < 0.32)
+    t = (np.abs(part.x) - person.brow_gap) / person.brow_length  # 0 inner end .. 1 outer end
     along = np.clip(t, 0, 1)
-    line = -person.brow_height - now.brow_raise - 4 * person.brow_arch * along * (1 - along) * (0.5 + along)
-    line += person.brow_tilt * (along - 0.5)
+    line = person.brow_tilt * (along - 0.5) - 4 * person.brow_arch * along * (1 - along) * (0.5 + along) - height
     thick = person.brow_thickness * (1 - 0.75 * along**2)
-    rough = _grain(texture, 8 * face.y, 26 * face.x)
-    cover = face.edge(thick - np.abs(face.y - line), 0.035) * face.edge(np.minimum(t, 1 - t), 0.12)
-    face.relief += 0.02 * cover
-    face.paint(cover * (0.65 + 0.35 * rough), np.array(person.hair) * 0.7 + np.array(person.skin) * 0.06)
+    rough = _grain(texture, 8 * part.y, 26 * part.x)
+    cover = part.edge(thick - np.abs(part.y - line), 0.035) * part.edge(np.minimum(t, 1 - t), 0.12)
+    part.relief += 0.02 * cover
+    part.paint(cover * (0.65 + 0.35 * rough), np.array(person.hair) * 0.7 + np.array(person.skin) * 0.06)
 
 
 def _shade(face: _Canvas, now: Circumstances) -> None:
     """Lambert's law with light that wraps a little around the form, plus Blinn's highlight (1977)."""
-    slope_v, slope_u = np.gradient(face.relief, face.pixel)
+    slope_v = np.diff(face.relief, axis=0, append=face.relief[-1:]) / face.pixel
+    slope_u = np.diff(face.relief, axis=1, append=face.relief[:, -1:]) / face.pixel
     steep = 1 / np.sqrt(1 + slope_u**2 + slope_v**2)
     light = np.array((now.light_x, now.light_y, 1.0))
     light /= np.linalg.norm(light)
@@ -483,8 +492,8 @@ def _shade(face: _Canvas, now: Circumstances) -> None:
         a, b, c = direction.tolist()
         return (c - a * slope_u - b * slope_v) * steep
 
-    lit = np.maximum(facing(light) + 0.2, 0) / 1.1
-    gloss = np.maximum(facing(middle), 0) ** 16
+    lit = np.clip(facing(light) + 0.2, 0, 2) / 1.1
+    gloss = np.clip(facing(middle), 0, 1) ** 16
     warm = np.array((1 + now.warmth, 1.0, 1 - now.warmth), np.float32)[:, None, None]
     face.image *= now.ambient + (1.1 - now.ambient) * lit * warm
     face.image += now.shine * gloss

@@ -12,6 +12,7 @@ import csv
 import io
 import math
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,16 @@ def _between(low: float, high: float) -> float:
     return field(metadata={"range": (low, high)})
 
 
-def _draw_lots(kind: type, rng: np.random.Generator) -> dict[str, float]:
+@cache
+def _ranges(kind: type) -> tuple[list[str], np.ndarray]:
+    """The names of the fields of a dataclass that are drawn evenly, and from where to where, (2, fields)."""
     ranges = {f.name: f.metadata["range"] for f in fields(kind) if "range" in f.metadata}
-    low, high = np.array(list(ranges.values())).T
-    return dict(zip(ranges, rng.uniform(low, high).tolist()))
+    return list(ranges), np.array(list(ranges.values())).T
+
+
+def _draw_lots(kind: type, rng: np.random.Generator) -> dict[str, float]:
+    names, (low, high) = _ranges(kind)
+    return dict(zip(names, rng.uniform(low, high).tolist()))
 
 
 @dataclass(frozen=True)
@@ -259,39 +266,49 @@ def _background(rng: np.random.Generator, width: int, height: int, clutter: int)
             pen.ellipse((x, y, x + w, y + h), fill=colour)
         else:
             pen.line((x, y, x + w, y - h), fill=colour, width=1 + int(0.1 * h))
-    return np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255
+    return np.stack([np.asarray(channel, np.float32) for channel in image.split()]) / 255
 
 
-def _photograph(image: np.ndarray, now: Circumstances, rng: np.random.Generator) -> np.ndarray:
-    """Blur, exposure, noise and JPEG: (3, height, width) 0..1 -> (height, width, 3) uint8."""
+def _photograph(image: np.ndarray, now: Circumstances, rng: np.random.Generator) -> bytes:
+    """Blur, exposure and noise: (3, height, width) 0..1 -> a JPEG file."""
     height, width = image.shape[1:]
-    photo = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+    channels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
     if now.blur > 0.1:
-        photo = photo.filter(ImageFilter.GaussianBlur(now.blur * width / 112))
-    levels = np.clip(np.linspace(0, 1, 256) ** now.gamma * now.exposure, 0, 1) * 255
-    exposed = levels.astype(np.float32)[np.asarray(photo)]
-    exposed += (255 * now.noise) * rng.standard_normal((height, width, 1), dtype=np.float32)
-    photo = Image.fromarray(np.clip(exposed, 0, 255).astype(np.uint8))
+        lens = ImageFilter.GaussianBlur(now.blur * width / 112)
+        channels = np.stack([Image.fromarray(channel).filter(lens) for channel in channels])
+    levels = np.clip(np.linspace(0, 1, 256) ** now.gamma * now.exposure, 0, 1).astype(np.float32) * 255
+    exposed = levels.take(channels, mode="clip")
+    exposed += 255 * math.sqrt(12) * now.noise * (rng.random((height, width), dtype=np.float32) - 0.5)
+    channels = np.clip(exposed, 0, 255, out=exposed).astype(np.uint8)
+    photo = Image.merge("RGB", [Image.fromarray(channel) for channel in channels])
     if now.is_grey:
         photo = photo.convert("L").convert("RGB")
     with io.BytesIO() as jpeg:
         photo.save(jpeg, "JPEG", quality=int(now.quality))
-        return np.array(Image.open(jpeg))
+        return jpeg.getvalue()
 
 
 # Pictures, scenes, folders ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class DrawnFace:
-    pixels: np.ndarray  # (size, size, 3) uint8 RGB
+class Drawn:
+    jpeg: bytes  # the picture as a file
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(height, width, 3) uint8 RGB."""
+        return np.array(Image.open(io.BytesIO(self.jpeg)))
+
+
+@dataclass(frozen=True)
+class DrawnFace(Drawn):
     box: np.ndarray  # (4,) float32: x0, y0, x1, y1 of the face in pixels, within the picture
     landmarks: np.ndarray  # (5, 2) float32: x, y in pixels, in the order of LANDMARKS
 
 
 @dataclass(frozen=True)
-class DrawnScene:
-    pixels: np.ndarray  # (height, width, 3) uint8 RGB
+class DrawnScene(Drawn):
     identities: list[int]
     boxes: np.ndarray  # (n, 4) float32, as in DrawnFace
     landmarks: np.ndarray  # (n, 5, 2) float32
@@ -346,9 +363,9 @@ def draw_scene(
         paint_person(image, *one, view, rng)
     landmarks = [view.to_pixels(seen_landmarks(*one)) for one, view in zip(crowd, views)]
     boxes = [np.clip(face_box(*one, view), 0, (width, height) * 2) for one, view in zip(crowd, views)]
-    pixels = _photograph(image, camera, rng)
+    jpeg = _photograph(image, camera, rng)
     boxes, landmarks = np.array(boxes, np.float32), np.array(landmarks, np.float32)
-    return DrawnScene(pixels, list(identities), boxes.reshape(-1, 4), landmarks.reshape(-1, 5, 2))
+    return DrawnScene(jpeg, list(identities), boxes.reshape(-1, 4), landmarks.reshape(-1, 5, 2))
 
 
 def _placed(crowd: list, width: int, height: int, rng: np.random.Generator) -> list[View]:
@@ -389,7 +406,7 @@ def _write_person(folder: Path, identity: int, pictures: int, seed: int, size: i
             face = draw_face(person, picture, size, zoom)
             box, landmarks = face.box, face.landmarks
             with written_whole(folder / name) as temporary:
-                Image.fromarray(face.pixels).save(temporary, quality=95)
+                temporary.write_bytes(face.jpeg)
         rows.append([name, *(round(number, 2) for number in [*box.tolist(), *landmarks.ravel().tolist()])])
     return rows
 
