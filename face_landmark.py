@@ -318,8 +318,9 @@ def train(faces: landmarks.LandmarkSet, settings: Settings, folder: Path, device
           dry_run: bool = False, events: Path | None = None) -> training.Course:  # fmt: skip
     """Trains on the train faces; the weights that are best on validation faces are in the result.
 
-    Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training
-    into that time. `events` is a folder for TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised.
+    Writes checkpoint.pt and history.csv into `folder` after each epoch, and draws history.png. `minutes` fits the
+    training into that time. `events` is a folder for TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt
+    raised.
     """
     training.seed_everything(settings.seed)
     model = Landmarker("resnet18-128-10" if settings.reference else "compact")
@@ -661,7 +662,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--drawn-people", type=commands.number(int, 1), metavar="N", help="draw N people instead")
 
     sub = command("train", command_train, "Train the landmark model.", "--prepared", "--weights", *commands.TRAINING)
-    sub.add_argument("--reference", action="store_true", default=None,
+    sub.add_argument("--reference", action=argparse.BooleanOptionalAction,
                      help="the reference method: ResNet18, mean squared error")  # fmt: skip
 
     sub = command("evaluate", command_evaluate, "Measure on test faces, or on a folder of marked faces.",

@@ -206,7 +206,7 @@ def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto
     device = next(model.parameters()).device
     embeddings = [torch.empty(0, model.embedding_size, device=device)]
     with training.evaluating(model), training.autocast(device, precision):
-        for start in range(0, len(images), 256):
+        for start in tqdm(range(0, len(images), 256), "embedding", leave=False, disable=None, delay=3):
             faces = unvaried(torch.as_tensor(images[start : start + 256]).to(device))
             views = shifted(faces) if tta else [faces]
             if tta and not model.normalised:  # the others see mirror images anyway
@@ -504,10 +504,10 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
           events: Path | None = None) -> Course:  # fmt: skip
     """Trains on the train people; the best weights by the accuracy on validation people are in the result.
 
-    Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training,
-    with its falling learning rate, into that time. A dry run takes two steps an epoch. `events` is a folder for
-    TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised. InputError when the loss is not finite or the
-    checkpoint does not fit.
+    Writes checkpoint.pt and history.csv into `folder` after each epoch, and draws history.png. `minutes` fits the
+    training, with its falling learning rate, into that time. A dry run takes two steps an epoch. `events` is a folder
+    for TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised. InputError when the loss is not finite or
+    the checkpoint does not fit.
     """
     course = Course(Part(faces, "train", device), settings, folder, device, precision)
     validation = Part(faces, "validation", device)
@@ -532,6 +532,11 @@ def out_of_patience(course: Course) -> bool:
     """Whether no validation accuracy has come within 1 % of the best for 20 epochs."""
     good = [row["epoch"] for row in course.history if row["validation_accuracy"] >= course.best_score - 0.01]
     return bool(good) and course.history[-1]["epoch"] - good[-1] >= PATIENCE
+
+
+def share_nearer(model: Recogniser, part: Part, precision: str = "auto") -> float:
+    """The share of images that are nearer to another one of their person than to ten strangers."""
+    return float(one_of_eleven(embed(model, part.images, precision), part.people)[0].mean())
 
 
 def few_of_each(part: Part) -> np.ndarray:
@@ -914,7 +919,7 @@ def command_download(args: argparse.Namespace) -> int:
 
 def command_prepare(args: argparse.Namespace) -> int:
     args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
-    prepare(args, args.image_size or IMAGE_SIZE, bool(args.color))
+    prepare(args, args.image_size or IMAGE_SIZE, bool(args.color), args.seed)
     return 0
 
 
@@ -925,8 +930,10 @@ def prepared_folder(image_size: int | None, color: bool | None, data: Sequence[P
     return PREPARED.with_name(f"{PREPARED.name}{drawn}{size}{'-color' if color else ''}")
 
 
-def prepare(args: argparse.Namespace, image_size: int, color: bool) -> None:
-    """Finds the photos, or draws some, and packs them into the folder args.prepared."""
+def prepare(args: argparse.Namespace, image_size: int, color: bool, seed: int = 0) -> None:
+    """Finds the photos, or draws some, and packs them into the folder args.prepared; `seed` chooses the test people."""
+    if args.center_crop != 1 and (not args.data or args.data == [SYNTHETIC]):
+        raise InputError("--center-crop goes with --data DIR: the sets under dataset/ and drawn faces have their own.")
     if args.data and args.data != [SYNTHETIC]:
         if args.drawn_people:
             raise InputError("--drawn-people draws faces instead of reading photos: leave it out, or --data.")
@@ -937,10 +944,10 @@ def prepare(args: argparse.Namespace, image_size: int, color: bool) -> None:
         people = args.drawn_people or 500
         why = "" if args.drawn_people or args.data else "There is no data set under dataset/: "
         print(f"{why}drawing {people} people.")
-        drawn = args.prepared / f"drawn_{people}_people_{args.seed}"
-        synthetic.write_faces(drawn, people, PICTURES_PER_DRAWN_PERSON, args.seed)
+        drawn = args.prepared / f"drawn_{people}_people_{seed}"
+        synthetic.write_faces(drawn, people, PICTURES_PER_DRAWN_PERSON, seed)
         photos = datasets.folder_of_folders(drawn)
-    summary = datasets.pack_faces(photos, args.prepared, image_size, color, args.seed, max_pixels=args.max_pixels)
+    summary = datasets.pack_faces(photos, args.prepared, image_size, color, seed, max_pixels=args.max_pixels)
     for source, counts in summary["sources"].items():
         print(f"{source}: {counts['images']} images of {counts['people']} people")
     commands.print_skipped(summary, args.prepared)
@@ -1023,8 +1030,7 @@ def command_train(args: argparse.Namespace) -> int:
               f"images for training, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
                        args.tensorboard)  # fmt: skip
-        embeddings = embed(course.model, test.images, args.precision)
-        accuracy = float(one_of_eleven(embeddings, test.people)[0].mean())
+        accuracy = share_nearer(course.model, test, args.precision)
         measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
         weights = folder / "recognition.safetensors"
         save_recogniser(weights, course, faces, measured)
@@ -1055,12 +1061,20 @@ def command_average(args: argparse.Namespace) -> int:
     tensors, abouts = zip(*(read_recogniser(path) for path in args.weights))
     if any(about[name] != abouts[0][name] for about in abouts for name in ("architecture", "crop", "normalised")):
         raise InputError("These weights are of several kinds: average those that were trained on from the same ones.")
-    model = load_recogniser(args.weights[0], "cpu")
+    model = load_recogniser(args.weights[0], args.device)
+    faces = prepared_for(model, argparse.Namespace(prepared=args.prepared, recogniser=args.weights[0]))
     mean = {name: torch.stack([each[name] for each in tensors]).float().mean(0) for name in tensors[0]}
     training.load_tensors(model, {name: value.to(tensors[0][name].dtype) for name, value in mean.items()}, args.output)
-    training.save_weights(args.output, model, abouts[-1] | {"averaged": len(tensors), "measured": {}})
+    measured = {f"one_of_eleven_{name}": share_nearer(model, Part(faces, name, training.choose_device(args.device)))
+                for name in ("validation", "test")}  # fmt: skip
+    about = {"averaged": [path.name for path in args.weights], "minutes": sum(about["minutes"] for about in abouts),
+             "measured": {name: round(share, 4) for name, share in measured.items()}}  # fmt: skip
+    training.save_weights(args.output, model, abouts[-1] | about)
     flags = changed_paths(argparse.Namespace(recogniser=args.output), recogniser=RECOGNISER)
-    print(f"{args.output}: the mean of {len(tensors)} weights. The verifier has to learn these: train-verify{flags}")
+    print(f"{args.output}: the mean of {len(tensors)} weights.\nNearer to their own person than to ten strangers: "
+          f"{measured['one_of_eleven_validation']:.1%} of the faces of validation people (to choose by), "
+          f"{measured['one_of_eleven_test']:.1%} of those of test people.\n"
+          f"The verifier has to learn these weights: train-verify{flags}")  # fmt: skip
     return 0
 
 
@@ -1121,6 +1135,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
             raise InputError("--images DIR and --pairs FILE go together: give both, or neither for the saved split.")
         report, scores, same = measure_lfw(model, verifier, args)
     else:
+        if args.center_crop != 1:
+            raise InputError("--center-crop goes with --images: prepared faces are cut already.")
         part = Part(prepared_for(model, args), "test", training.choose_device(args.device))
         report, scores, same = measure(verifier, embed(model, part.images, args.precision, args.tta), part)
     far, tar, _ = metrics.roc_curve(scores, same)
@@ -1225,7 +1241,7 @@ def command_export(args: argparse.Namespace) -> int:
     if args.photos and not photos:
         raise InputError(f"There are no photos in {', '.join(map(str, args.photos))}: name face crops, or none.")
     photos = photos or [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
-    crops = np.stack([face_pixels(photo, model.image_size, 1.0, model.color) for photo in photos])
+    crops = np.stack([face_pixels(photo, model.image_size, 1.0, model.color, args.max_pixels) for photo in photos])
     with written_whole(path) as temporary:
         try:
             export.EXPORTS[args.format](model, temporary, description, channels, model.image_size)
@@ -1281,8 +1297,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     sub = command("train", command_train, "Train the recogniser; with --data prepare first.",
                   "--prepared", "--recogniser", *PREPARING, *commands.TRAINING)  # fmt: skip
-    sub.add_argument("--reference", action="store_true", default=None, help="the reference method, without additions "
-                     f"({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
+    sub.add_argument("--reference", action=argparse.BooleanOptionalAction, help="the reference method, without "
+                     f"additions ({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
     sub.add_argument("--loss", default="triplet", choices=LOSSES, help="[triplet]")
     sub.add_argument("--scale", type=commands.number(float, 0), help="of the loss [its own]")
     sub.add_argument("--margin", type=commands.number(float, 0), help="of the loss [its own]")
@@ -1291,10 +1307,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--embedding-size", type=commands.number(int, 1), metavar="N",
                      help=f"numbers of an embedding [{EMBEDDING_SIZE}; 128 for other backbones]")  # fmt: skip
     sub.add_argument("--init", metavar="WEIGHTS", help="start from these, of the same backbone and sizes")
-    sub.add_argument("--hard-only", action="store_true", default=None,
+    sub.add_argument("--hard-only", action=argparse.BooleanOptionalAction,
                      help="learn only from triplets that the model gets wrong: a second stage, after --init")
 
-    sub = command("average", command_average, "Weights that are the mean of several, trained on from the same ones.")
+    sub = command("average", command_average, "Weights that are the mean of several, trained on from the same ones.",
+                  "--prepared", "--device")  # fmt: skip
     sub.add_argument("weights", type=Path, nargs="+", metavar="WEIGHTS", help="one that comes twice counts twice")
     sub.add_argument("--output", type=Path, required=True, metavar="FILE")
 
@@ -1326,7 +1343,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--method", default="tsne", choices=sorted(maps.PROJECTIONS), help="[tsne]")
     sub.add_argument("--output", type=Path, default=Path("data/map"), metavar="DIR", help="[data/map]")
 
-    sub = command("export", command_export, "Write the recogniser for other software.", "--recogniser")
+    sub = command("export", command_export, "Write the recogniser for other software.", "--recogniser", "--max-pixels")
     sub.add_argument("--format", default="onnx", choices=sorted(export.EXPORTS), help="[onnx]")
     sub.add_argument("--output", type=Path, metavar="FILE", help="[beside the weights]")
     sub.add_argument("--photos", type=Path, nargs="+", default=[], metavar="PATH",

@@ -362,10 +362,10 @@ def train(photos: detection.PhotoSet, settings: Settings, folder: Path, device: 
           events: Path | None = None) -> training.Course:  # fmt: skip
     """Trains on the train photos; the result has the weights with the best AP50 on validation photos.
 
-    Writes checkpoint.pt, history.csv and history.png into `folder` after each epoch. `minutes` fits the training,
-    with its falling learning rate, into that time. A dry run takes two steps an epoch. `events` is a folder for
-    TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised. InputError when the loss is not finite or the
-    checkpoint does not fit.
+    Writes checkpoint.pt and history.csv into `folder` after each epoch, and draws history.png. `minutes` fits the
+    training, with its falling learning rate, into that time. A dry run takes two steps an epoch. `events` is a folder
+    for TensorBoard. After Ctrl-C all is saved and KeyboardInterrupt raised. InputError when the loss is not finite or
+    the checkpoint does not fit.
     """
     training.seed_everything(settings.seed)
     model = Detector().to(device, memory_format=torch.channels_last)

@@ -48,6 +48,6 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing.") from None
+        raise InputError(f"{path} is missing: run the command that makes it.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): delete it and make it again.") from None

@@ -302,7 +302,7 @@ def read_lfw_pairs(path: str | Path) -> list[tuple[str, int, str, int, bool, int
     """Reads the pairs.txt of Labeled Faces in the Wild: (name, number, name, number, same person, fold) each.
 
     Lines are `name n m` (two images of a person) or `name n other m`, parted by tabs, or by blanks where
-    there is no tab. The first line may say `folds pairs`, or only `pairs` (one fold); without it there are
+    there is no tab. The first line may say `folds pairs`, or only `pairs`; then, and without it, there are
     ten. In each fold the same-person pairs stand first, so the k-th of n pairs of a kind is in fold k * folds
     // n: the official folds of a complete file, and even folds of one from which pairs were taken out.
     InputError names the file and the line that is wrong.
@@ -317,7 +317,7 @@ def read_lfw_pairs(path: str | Path) -> list[tuple[str, int, str, int, bool, int
     for number, line in enumerate(lines, start=1):
         header = re.fullmatch(r"\s*(\d+)(?:\s+(\d+))?\s*", line)
         if header and number == 1:
-            folds = int(header[1]) if header[2] else 1
+            folds = int(header[1]) if header[2] else 10
         elif line.strip():
             pairs.append(_parse_pair(line, f"{path}, line {number}"))
     counts = {kind: sum(pair[4] == kind for pair in pairs) for kind in (True, False)}

@@ -105,7 +105,8 @@ def read_weights(path: str | Path, *architectures: str) -> tuple[dict[str, torch
             metadata = json.loads((file.metadata() or {})["facekit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: train it first, or get the published weights.") from None
+        raise InputError(f"{path} is missing: train it first, or run this in the project's folder, where the published "
+                         "weights are.") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is not a weights file of this project ({error}): train it again.") from None
     found = str(metadata.get("architecture", "something else"))
@@ -132,7 +133,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], path: str |
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit the model: {str(error).splitlines()[1].strip()}") from None
+        raise InputError(f"{path} does not fit the model: {str(error).splitlines()[1].strip()} Name other weights, or "
+                         "train it again.") from None
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -182,6 +184,7 @@ class Course:
         self.losses = 0.0  # sum over the present epoch
         self.events: Any = None  # a SummaryWriter of TensorBoard, to watch the training there
         self.data = ""  # the digest of what is trained on
+        self.drawn = 0.0  # when the chart of the history was
 
     @property
     def done(self) -> float:
@@ -192,9 +195,13 @@ class Course:
     @contextlib.contextmanager
     def underway(self, minutes: float | None = None) -> Iterator[None]:
         """Ctrl-C ends a step before it stops the training; `minutes` fits the training into that time."""
-        self.minutes, self.started = minutes, time.monotonic() - self.seconds
+        self.drawn = time.monotonic()
+        self.minutes, self.started = minutes, self.drawn - self.seconds
         with Interruption() as self.interruption:
-            yield
+            try:
+                yield
+            finally:
+                self.draw_history()
 
     def batches(self) -> Iterator[torch.Tensor]:
         """The batches of the plan that are still to be done. After Ctrl-C all is saved and KeyboardInterrupt raised."""
@@ -218,7 +225,7 @@ class Course:
         self.optimizer.step()
 
     def finish_epoch(self, score: float | None, row: dict[str, Any]) -> None:
-        """Keeps the weights if the score is the highest; prints the epoch, saves checkpoint.pt and history."""
+        """Keeps the weights if the score is the highest; prints the epoch, saves checkpoint.pt and history.csv."""
         self.seconds = time.monotonic() - self.started  # the validation takes time, too
         if score is not None and score > self.best_score:
             self.best_score, self.best_epoch = float(score), self.epoch
@@ -232,7 +239,13 @@ class Course:
         self.epoch, self.step, self.losses, self.plan = self.epoch + 1, 0, 0.0, []
         self.save()
         write_history(self.folder / "history.csv", self.history)
-        charts.history_chart(self.history, self.folder / "history.png")
+        if time.monotonic() - self.drawn > 20:  # epochs may take less than the chart
+            self.draw_history()
+
+    def draw_history(self) -> None:
+        if self.history:
+            charts.history_chart(self.history, self.folder / "history.png")
+        self.drawn = time.monotonic()
 
     def take_best(self) -> nn.Module:
         """The model with the weights of the best epoch."""

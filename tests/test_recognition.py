@@ -40,7 +40,8 @@ from facekit.images import face_pixels
 
 SCRIPT = Path(fr.__file__)
 CPU = torch.device("cpu")
-COMMANDS = ("download", "prepare", "train", "train-verify", "evaluate", "compare", "identify", "visualize", "export")
+COMMANDS = ("download", "prepare", "train", "average", "train-verify", "evaluate", "compare", "identify", "visualize",
+            "export")  # fmt: skip
 INTERVALS = ("one_of_eleven", "balanced_accuracy", "accuracy", "roc_auc", "eer", "tar_at_far_0.01",
              "tar_at_far_0.001", "recall_at_1", "r_precision", "map_at_r")  # fmt: skip
 
@@ -676,8 +677,9 @@ def test_trained_verifier_learns_which_numbers_to_trust():
     weights = verifier.linear.weight[0].detach()
     assert weights[:16].mean() < weights[16:].mean() < 0.1
 
-    again = fr.train_verifier(separable(40)[1], separable(40)[0], epochs=150)
-    assert torch.equal(again.linear.weight, verifier.linear.weight)
+    part, embeddings = separable(40)
+    one, other = (fr.train_verifier(embeddings, part, epochs=3) for _ in range(2))
+    assert torch.equal(one.linear.weight, other.linear.weight)
 
 
 def distance_verifier(bias: float = 2.0, weight: float = -0.01) -> fr.Verifier:
@@ -1201,14 +1203,28 @@ def test_the_mean_of_weights(workplace_with_weights: Path, capsys: pytest.Captur
             parameter += 0.25
     training.save_weights("other.safetensors", other, metadata)
     assert fr.main(["average", str(fr.RECOGNISER), "other.safetensors", "--output", "mean.safetensors"]) == 0
-    assert "train-verify --recogniser mean.safetensors" in capsys.readouterr().out
-    mean = fr.read_recogniser("mean.safetensors")[0]
+    said = capsys.readouterr().out
+    assert "train-verify --recogniser mean.safetensors" in said
+    mean, about = fr.read_recogniser("mean.safetensors")
+    assert about["averaged"] == ["recognition.safetensors", "other.safetensors"]
+    assert about["minutes"] == pytest.approx(2 * metadata["minutes"])
+    test = fr.Part(datasets.load_faces(fr.PREPARED), "test", CPU)
+    embeddings = fr.embed(fr.load_recogniser("mean.safetensors", "cpu"), test.images)
+    expected = fr.one_of_eleven(embeddings, test.people)[0].mean()
+    assert about["measured"]["one_of_eleven_test"] == pytest.approx(expected, abs=0.03)
+    assert f"{about['measured']['one_of_eleven_test']:.1%} of those of test people" in said
     torch.testing.assert_close(mean["head.1.weight"], tensors["head.1.weight"] + 0.125, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(mean["backbone.bn1.running_var"], tensors["backbone.bn1.running_var"])
     assert fr.embed_photos(fr.load_recogniser("mean.safetensors"), [np.zeros((80, 80, 3), np.uint8)]).isfinite().all()
     training.save_weights("grey64.safetensors", other, metadata | {"crop": metadata["crop"] | {"size": 64}})
     assert fr.main(["average", str(fr.RECOGNISER), "grey64.safetensors", "--output", "mean.safetensors"]) == 2
     assert "several kinds" in capsys.readouterr().err
+
+
+def test_center_crop_without_photos_to_cut_is_an_error(workplace_with_weights: Path, capsys: pytest.CaptureFixture):
+    for arguments in (["evaluate"], ["prepare"], ["train", "--data", "synthetic"]):
+        assert fr.main([*arguments, "--center-crop", "0.8"]) == 2
+        assert capsys.readouterr().err.startswith("error: --center-crop goes with --")
 
 
 def test_evaluate_prints_one_json_object(workplace_with_weights: Path, capsys: pytest.CaptureFixture):
