@@ -499,7 +499,8 @@ def command_prepare(args: argparse.Namespace) -> int:
     roots = args.data or ([known] if known.is_dir() and args.drawn_people is None else [])
     if args.data and args.drawn_people:
         raise InputError("--drawn-people draws faces instead of reading some: leave it out, or --data.")
-    faces = [face for root in roots for face in landmarks.find_faces(root)]
+    skipped: list[dict] = []
+    faces = [face for root in roots for face in landmarks.find_faces(root, skipped)]
     if args.data and not faces:
         raise InputError(f"There are no marked faces in {', '.join(map(str, args.data))}: no points.csv, no "
                          "facial_keypoints.csv, no .pts files; see dataset/README.md.")  # fmt: skip
@@ -509,7 +510,7 @@ def command_prepare(args: argparse.Namespace) -> int:
         drawn = args.prepared / f"drawn_{people}_people_{args.seed}"
         synthetic.write_faces(drawn, people, pictures_per_person=2, seed=args.seed, zoom=0.65)
         faces = landmarks.find_faces(drawn)
-    summary = landmarks.pack_landmarks(faces, args.prepared, args.seed, args.max_pixels)
+    summary = landmarks.pack_landmarks(faces, args.prepared, args.seed, args.max_pixels, skipped)
     for source, count in summary["sources"].items():
         print(f"{source}: {count} faces")
     for skipped in summary["skipped"][:10]:
@@ -615,9 +616,10 @@ def command_detect(args: argparse.Namespace) -> int:
     if not args.paths:
         return commands.ask_for_photos(
             lambda path: detect_one(model, path, args.out and args.out / f"{path.name}.png", args))
-    paths = photos_in(args.paths)
+    paths = photos_in(args.paths, args.out)
     if not paths:
         raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
+    print(f"Running on {training.describe(next(model.parameters()).device)}.", file=sys.stderr)
     failed = 0
     for path, place in places_below(paths).items():
         try:

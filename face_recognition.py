@@ -519,7 +519,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
         everything = torch.arange(len(course.memory), device=device)
         course.remember(everything, embed(course.model, course.part.images, precision))
     with course.underway(minutes):
-        while course.done < 1 and not out_of_patience(course):
+        while course.done < 1 and (minutes or not out_of_patience(course)):
             course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]
             for batch in course.batches():
                 train_step(course, batch)
@@ -990,14 +990,27 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     if args.reference and (args.loss != "triplet" or args.scale is not None):
         raise InputError("--reference is a triplet loss without a scale: leave it out, or --loss and --scale.")
     usual = REFERENCE if args.reference else Settings()
+    if args.init:  # now: a mistake is to be known before anything is prepared
+        follow_init(args)
+    args.backbone = args.backbone or "resnet18"
     if args.backbone != "resnet18":
         backbones.check_name(args.backbone)
         usual = replace(usual, embedding_size=128)
     if args.loss != "triplet":
         usual = replace(usual, scale=None, margin=None)
-    if args.init:
-        read_recogniser(args.init)  # now: a mistake is to be known before anything is prepared
-    return commands.choose_settings(usual, args)
+    settings = commands.choose_settings(usual, args)
+    make_loss(settings, people=2)  # now, too: not every loss has a scale and a margin
+    return settings
+
+
+def follow_init(args: argparse.Namespace) -> None:
+    """Where the command line says nothing, backbone and sizes are those of the weights to start from."""
+    _, about = read_recogniser(args.init)
+    args.backbone = args.backbone or about["backbone"]
+    if args.backbone == about["backbone"]:
+        args.embedding_size = args.embedding_size or about["embedding_size"]
+    args.image_size = args.image_size or about["crop"]["size"]
+    args.color = about["crop"]["color"] if args.color is None else args.color
 
 
 def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
@@ -1175,8 +1188,10 @@ def print_report(report: dict) -> None:
 
 def command_compare(args: argparse.Namespace) -> int:
     """One photo against one: a sentence. Against many: a table."""
+    if args.threshold is not None and args.far:
+        raise InputError("--threshold and --far both say from which score on two faces show one person: give one.")
     model, verifier = chosen_models(args)
-    threshold = verifier.thresholds[args.far] if args.threshold is None else args.threshold
+    threshold = verifier.thresholds[args.far or "0.01"] if args.threshold is None else args.threshold
     reference = embed_photos(model, [args.reference], args.center_crop, args.max_pixels, args.tta)  # (1, D)
     one = len(args.photos) == 1 and not os.path.isdir(args.photos[0])
     if one:
@@ -1191,7 +1206,7 @@ def command_compare(args: argparse.Namespace) -> int:
     rows = [{"photo": str(path), "cosine": similarity, "distance": distance, "score": score, "same": score >= threshold}
             for path, similarity, distance, score in zip(crops, cosines, distances, scores)]  # fmt: skip
     if one and not (args.json or args.csv):
-        reached_by = f", which {float(args.far):.1%} of strangers reach" if args.threshold is None else ""
+        reached_by = f", which {float(args.far or 0.01):.1%} of strangers reach" if args.threshold is None else ""
         print(f"{'same person' if rows[0]['same'] else 'different people'}: score {scores[0]:.3f}, "
               f"distance {distances[0]:.3f} (same from {threshold:.3f} on{reached_by})")  # fmt: skip
     else:
@@ -1240,18 +1255,21 @@ def command_export(args: argparse.Namespace) -> int:
     photos = photos_in(args.photos)
     if args.photos and not photos:
         raise InputError(f"There are no photos in {', '.join(map(str, args.photos))}: name face crops, or none.")
-    photos = photos or [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
-    crops = np.stack([face_pixels(photo, model.image_size, 1.0, model.color, args.max_pixels) for photo in photos])
+    if photos:
+        crops = list(readable_crops(model, photos, args).values())
+    else:
+        drawn = [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
+        crops = [face_pixels(pixels, model.image_size, 1.0, model.color) for pixels in drawn]
     with written_whole(path) as temporary:
         try:
             export.EXPORTS[args.format](model, temporary, description, channels, model.image_size)
-            difference = export.check_export(model, temporary, unvaried(torch.from_numpy(crops)))
+            difference = export.check_export(model, temporary, unvaried(torch.from_numpy(np.stack(crops))))
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), str(path))) from None
         if not difference < LARGEST_EXPORT_ERROR:
             raise InputError(f"{path} was not written: it would give other embeddings than PyTorch, by up to "
                              f"{difference:.2g}.")
-    print(f"{path}: embeddings of {len(photos)} {'photos' if args.photos else 'drawn faces'} differ from PyTorch's by "
+    print(f"{path}: embeddings of {len(crops)} {'photos' if photos else 'drawn faces'} differ from PyTorch's by "
           f"{difference:.2g} at most.")  # fmt: skip
     return 0
 
@@ -1272,9 +1290,10 @@ OPTIONS = commands.OPTIONS | {  # of more than one command
                          f"[{IMAGE_SIZE}; 112 for other backbones]"),
     "--color": dict(action=argparse.BooleanOptionalAction, help="crops in colour [only for other backbones]"),
     "--tta": dict(action="store_true", help="test-time augmentation: the mean over shifted and mirrored crops"),
-    "--far": dict(default="0.01", choices=[str(far) for far in FALSE_ACCEPT_RATES],
+    "--far": dict(choices=[str(far) for far in FALSE_ACCEPT_RATES],
                   help="share of strangers that may be taken for one person [0.01]"),
-    "--threshold": dict(type=float, metavar="SCORE", help="use this one instead of that of the verifier"),
+    "--threshold": dict(type=commands.number(float, -1, 1), metavar="SCORE",
+                        help="use this one instead of that of the verifier"),
     "--json": dict(action="store_true", help="JSON on standard output"),
     "--csv": dict(action="store_true", help="CSV on standard output"),
 }  # fmt: skip
@@ -1302,11 +1321,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--loss", default="triplet", choices=LOSSES, help="[triplet]")
     sub.add_argument("--scale", type=commands.number(float, 0), help="of the loss [its own]")
     sub.add_argument("--margin", type=commands.number(float, 0), help="of the loss [its own]")
-    sub.add_argument("--backbone", default="resnet18", metavar="NAME",
-                     help=f"resnet18, {', '.join(backbones.BACKBONES)}, or timm:NAME [resnet18]")  # fmt: skip
+    sub.add_argument("--backbone", metavar="NAME", help=f"resnet18, {', '.join(backbones.BACKBONES)}, or timm:NAME "
+                     "[that of --init, else resnet18]")  # fmt: skip
     sub.add_argument("--embedding-size", type=commands.number(int, 1), metavar="N",
                      help=f"numbers of an embedding [{EMBEDDING_SIZE}; 128 for other backbones]")  # fmt: skip
-    sub.add_argument("--init", metavar="WEIGHTS", help="start from these, of the same backbone and sizes")
+    sub.add_argument("--init", metavar="WEIGHTS", help="start from these; backbone and sizes are theirs, then")
     sub.add_argument("--hard-only", action=argparse.BooleanOptionalAction,
                      help="learn only from triplets that the model gets wrong: a second stage, after --init")
 
@@ -1343,7 +1362,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--method", default="tsne", choices=sorted(maps.PROJECTIONS), help="[tsne]")
     sub.add_argument("--output", type=Path, default=Path("data/map"), metavar="DIR", help="[data/map]")
 
-    sub = command("export", command_export, "Write the recogniser for other software.", "--recogniser", "--max-pixels")
+    sub = command("export", command_export, "Write the recogniser for other software.", "--recogniser", "--center-crop",
+                  "--max-pixels")  # fmt: skip
     sub.add_argument("--format", default="onnx", choices=sorted(export.EXPORTS), help="[onnx]")
     sub.add_argument("--output", type=Path, metavar="FILE", help="[beside the weights]")
     sub.add_argument("--photos", type=Path, nargs="+", default=[], metavar="PATH",

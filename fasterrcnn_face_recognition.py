@@ -470,9 +470,9 @@ def load_chain(detector: Path = DETECTOR, landmarker: Path = face_landmark.WEIGH
     )
 
 
-def see_faces(chain: Chain, photos: Sequence[Image.Image]) -> list[list[SeenFace]]:
-    """All faces of each photo (upright RGB, as open_photo gives it), the largest first."""
-    found = detect(chain.detector, photos, max_pixels=sys.maxsize)
+def see_faces(chain: Chain, photos: Sequence[Image.Image], size: int | None = None) -> list[list[SeenFace]]:
+    """All faces of each photo (upright RGB, as open_photo gives it), the largest first; `size` as in detect."""
+    found = detect(chain.detector, photos, size=size, max_pixels=sys.maxsize)
     flat = [(number, *face) for number, boxes_scores in enumerate(found) for face in zip(*boxes_scores)]
     photo_of, boxes, scores = zip(*flat) if flat else ((), (), ())
     pictures = [photos[number] for number in photo_of]
@@ -504,12 +504,16 @@ def prominence(face: SeenFace) -> float:
 
 def cut_face(photo: Image.Image, landmarks: np.ndarray, box: np.ndarray, align: str,
              size: int = face_recognition.IMAGE_SIZE, color: bool = False) -> np.ndarray:  # fmt: skip
-    """What the recogniser sees, uint8 (C, size, size); the square of the box if the landmarks are no face's."""
+    """What the recogniser sees, uint8 (C, size, size)."""
+    return alignment.warp(photo, crop_matrix(landmarks, box, align, size)[None], size, color)[0]
+
+
+def crop_matrix(landmarks: np.ndarray, box: np.ndarray, align: str, size: int) -> np.ndarray:
+    """From the photo to the crop, (2, 3); to the square of the box if the landmarks are no face's."""
     try:
-        matrix = ALIGNMENTS[align](landmarks, size)
+        return ALIGNMENTS[align](landmarks, size)
     except InputError:
-        matrix = alignment.box_region(box, size, scale=1)
-    return alignment.warp(photo, matrix[None], size, color)[0]
+        return alignment.box_region(box, size, scale=1)
 
 
 def doubt(box: np.ndarray, landmarks: np.ndarray) -> str:
@@ -568,14 +572,15 @@ def naming_threshold(chain: Chain, gallery: Gallery) -> float:
 
 
 def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], threshold: float | None = None,
-              allow_repeats: bool = False) -> list[list[tuple[SeenFace, Answer]]]:
+              allow_repeats: bool = False, size: int | None = None) -> list[list[tuple[SeenFace, Answer]]]:
     """Every face of each photo (as open_photo gives it), the largest first, with who it is.
 
-    A name takes a score of at least `threshold`; None is the one that lets 1 % of strangers have a name.
+    A name takes a score of at least `threshold`; None is the one that lets 1 % of strangers have a name. `size` is
+    the longer side at which the detector sees a photo.
     """
     if threshold is None:
         threshold = naming_threshold(chain, gallery)
-    seen = see_faces(chain, photos)
+    seen = see_faces(chain, photos, size)
     candidates = iter(find_candidates(chain, gallery, [face for faces in seen for face in faces]))
     named = [name_faces(faces, [next(candidates) for _ in faces], threshold, allow_repeats) for faces in seen]
     return [list(zip(faces, answers)) for faces, answers in zip(seen, named)]
@@ -652,7 +657,7 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
     for path in tqdm(face_of.keys() - there, "cutting", leave=False, disable=None):
         with suppress(InputError, OSError):  # the photo has gone, or there is no room: nothing else needs the cut
             photo, landmarks = open_photo(samples / face_of[path].file, max_pixels), np.array(face_of[path].landmarks)
-            matrix = ALIGNMENTS[chain.align](landmarks, size)
+            matrix = crop_matrix(landmarks, face_of[path].box, chain.align, size)
             crop = alignment.warp(photo, matrix[None], size, chain.recogniser.color)
             points = alignment.transform_points(matrix, landmarks)[None]
             with written_whole(path) as temporary:
@@ -686,22 +691,16 @@ def draw_answers(photo: Image.Image, answers: Sequence[tuple[SeenFace, Answer]])
 def answer_photo(chain: Chain, gallery: Gallery, path: Path, args: argparse.Namespace) -> None:
     """One turn of the interactive loop: the names of a photo, and the picture of them."""
     photo = open_photo(path, args.max_pixels)
-    [answers] = recognise(chain, gallery, [photo], working_threshold(chain, gallery, args), args.allow_repeats)
-    if not answers:
-        print("no face found")
-        return
-    for each in answers:
-        print(f"result: {describe_face(*each)}")
+    threshold = working_threshold(chain, gallery, args)
+    [answers] = recognise(chain, gallery, [photo], threshold, args.allow_repeats, args.size)
+    print("\n".join(f"result: {describe_face(*each)}" for each in answers) or "no face found")
     picture, notes = draw_answers(photo, answers)
     drawing.save_picture(picture, args.output)
     print(*notes, f"saved to {args.output}", sep="\n")
 
 
 def chosen_chain(args: argparse.Namespace) -> Chain:
-    chain = load_chain(args.detector, args.landmarker, args.recogniser, args.verifier, args.align, args.device)
-    if getattr(args, "size", None):
-        chain.detector.size = args.size
-    return chain
+    return load_chain(args.detector, args.landmarker, args.recogniser, args.verifier, args.align, args.device)
 
 
 def chosen_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False) -> Gallery:
@@ -739,7 +738,7 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
     and of each stranger (-1 where there is no face).
     """
     photos_of = people_folders(args.people)
-    faces = largest_faces(chain, [path for photos in photos_of.values() for path in photos], args.max_pixels)
+    faces = largest_faces(chain, [path for photos in photos_of.values() for path in photos], args.max_pixels, args.size)
     random = np.random.default_rng(args.seed)
     rows, probes, strangers = choose_enrolled(photos_of, faces, args, random)
     gallery = Gallery(np.stack([faces[photo].embedding for _, photo in rows]),
@@ -806,14 +805,15 @@ def people_folders(folder: Path) -> dict[str, list[Path]]:
     return photos_of
 
 
-def largest_faces(chain: Chain, paths: Sequence[Path], max_pixels: int) -> dict[Path, SeenFace]:
+def largest_faces(chain: Chain, paths: Sequence[Path], max_pixels: int,
+                  size: int | None = None) -> dict[Path, SeenFace]:  # fmt: skip
     """The largest face of each photo that has one; photos that do not open are named and left out."""
     faces = {}
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "looking for faces", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], max_pixels)
         for error in failed.values():
             tqdm.write(f"skipped: {error}", file=sys.stderr)
-        for path, seen in zip(opened, see_faces(chain, list(opened.values()))):
+        for path, seen in zip(opened, see_faces(chain, list(opened.values()), size)):
             if seen:
                 faces[path] = seen[0]
     return faces
@@ -823,6 +823,8 @@ def largest_faces(chain: Chain, paths: Sequence[Path], max_pixels: int) -> dict[
 
 
 def command_prepare(args: argparse.Namespace) -> int:
+    if args.data and args.drawn_scenes:
+        raise InputError("--drawn-scenes draws photos instead of reading some: leave it out, or --data.")
     photos = [photo for folder in args.data for photo in detection.read_folder(folder)]
     if not args.data and args.drawn_scenes is None:
         photos = detection.find_known()
@@ -881,6 +883,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
         return command_evaluate_people(args)
     if args.threshold is not None or args.far:
         raise InputError("--threshold and --far are for naming faces: give --people DIR, too.")
+    print(f"Running on {training.describe(training.choose_device(args.device), args.precision)}.", file=sys.stderr)
     model = load_detector(args.detector, args.device)
     model.size = args.size or model.size
     if bool(args.images) != bool(args.boxes):
@@ -986,19 +989,18 @@ def command_recognize(args: argparse.Namespace) -> int:
     chain = chosen_chain(args)
     gallery = chosen_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
-    paths = list(dict.fromkeys(photos_in(args.paths)))
-    if args.out and any(path in args.out.parents for path in args.paths):  # what was drawn before is no photo
-        paths = [path for path in paths if args.out not in path.parents or path in args.paths]
+    paths = photos_in(args.paths, args.out)
     if not paths:
         raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     places = places_below(paths) if args.out else {}
+    print(threshold_sentence(chain, gallery, args), file=sys.stderr)
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], args.max_pixels)
         for path, error in failed.items():
             tqdm.write(f"error: {error}", file=sys.stderr)
             results.append({"file": str(path), "error": str(error)})
-        answers = recognise(chain, gallery, list(opened.values()), threshold, args.allow_repeats)
+        answers = recognise(chain, gallery, list(opened.values()), threshold, args.allow_repeats, args.size)
         for (path, photo), faces in zip(opened.items(), answers):
             results.append(as_json(path, faces))
             if not args.json:
@@ -1037,8 +1039,10 @@ def command_enroll(args: argparse.Namespace) -> int:
     there = {args.samples / face.file for face in gallery.faces}
     good = sum(copy in there for copy in copies)
     name = person_folder(args.samples, args.name).name
-    print(f"{good} of {len(args.photos)} photos of {name} are new; {gallery.people()[name]} in all.")
-    return 0 if gallery.people()[name] else 2
+    useless = len(copies) - good
+    print(f"{good} of {len(args.photos)} photos of {name} are new{f', {useless} without a face' * bool(useless)}; "
+          f"{gallery.people()[name]} in all.")  # fmt: skip
+    return 2 if useless or not gallery.people()[name] else 0
 
 
 def command_forget(args: argparse.Namespace) -> int:
@@ -1064,10 +1068,11 @@ def command_people(args: argparse.Namespace) -> int:
 def command_cut(args: argparse.Namespace) -> int:
     """Crops in colour, cut as the chain cuts faces, in the same folders as the photos."""
     photos = find_photos(args.folder)
-    faces = largest_faces(chosen_chain(args), photos, args.max_pixels)
+    faces = largest_faces(chosen_chain(args), photos, args.max_pixels, args.size)
     clear = {path: face for path, face in faces.items() if not face.doubt}
     if not clear:
-        raise InputError(f"No clear face was found in the {counted(len(photos), 'photo', 'photos')} of {args.folder}.")
+        raise InputError(f"No clear face was found in the {counted(len(photos), 'photo', 'photos')} of {args.folder}: "
+                         "give photos with larger faces, or a larger --size.")  # fmt: skip
     for path, face in tqdm(clear.items(), "cutting", leave=False, disable=None):
         photo, place = open_photo(path, args.max_pixels), args.out / f"{path.relative_to(args.folder)}.png"
         crop = cut_face(photo, face.landmarks, face.box, args.align, args.crop_size, color=True)
@@ -1149,11 +1154,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                      help="photos with boxes.csv, may be repeated [the sets under dataset/, else drawn scenes]")
     sub.add_argument("--drawn-scenes", type=commands.number(int, 10), metavar="N", help="draw so many photos instead")
 
-    sub = command("cut", command_cut, "Cut out the largest face of each photo, to train the recogniser on.", *MODELS)
+    sub = command("cut", command_cut, "Cut out the largest face of each photo, to train the recogniser on.", *MODELS,
+                  "--size")  # fmt: skip
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="FOLDER/NAME/photo.jpg")
     sub.add_argument("out", type=Path, metavar="DIR", help="gets DIR/NAME/photo.jpg.png")
-    sub.add_argument("--size", dest="crop_size", type=commands.number(int, 16), default=112, metavar="N",
-                     help="pixels a side of a crop [112]")
+    sub.add_argument("--crop-size", type=commands.number(int, 16), default=112, metavar="N",
+                     help="pixels a side of a crop [112]")  # fmt: skip
 
     command("train", command_train, "Train the detector.", "--prepared", "--detector", *commands.TRAINING)
 

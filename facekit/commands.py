@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -17,8 +18,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from facekit.files import InputError, written_whole
 from facekit.images import MAX_PIXELS
+
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def number(kind: type, smallest: float, largest: float = math.inf) -> Callable[[str], float]:
@@ -109,8 +114,8 @@ def _switches(path: Path, given: set[str]) -> list[str]:
                     switches.append(f"--{name}")
                 elif each is not False:
                     switches.append(f"--{name}={each}")
-                elif name == "color":  # grey is a choice; the other switches are off anyway
-                    switches.append("--no-color")
+                elif name in ("color", "reference", "hard-only"):  # the others have no opposite, and are off anyway
+                    switches.append(f"--no-{name}")
     return switches
 
 
@@ -137,8 +142,12 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
         folder = _new_folder(OUTPUTS / f"{date.today()}-{name}")
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
+        again = argparse.Namespace(**vars(args))
+        if getattr(args, "init", None):  # a copy, as the training may replace what it starts from
+            again.init = shutil.copy(args.init, folder / "init.safetensors")
         with written_whole(folder / "config.yaml") as temporary:
-            temporary.write_text("".join(f"{switch}: {json.dumps(value)}\n" for switch, value in _given(args)))
+            lines = [f"{switch}: {json.dumps(value, ensure_ascii=False)}\n" for switch, value in _given(again)]
+            temporary.write_text("".join(lines), encoding="utf-8")
     with (open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as log,  # names may be any bytes
           redirect_stdout(_Both(sys.stdout, log))):  # fmt: skip
         try:
@@ -256,8 +265,8 @@ def ask_for_photos(answer: Callable[[Path], None]) -> int:
 def _answer(path: Path, answer: Callable[[Path], None]) -> None:
     try:
         answer(path)
-    except (InputError, OSError) as error:
-        print(f"error: {error}")
+    except (InputError, OSError, *OUT_OF_MEMORY) as error:
+        print(f"error: {_sentence(error)}")
 
 
 def typed_path(line: str) -> Path | None:
@@ -282,7 +291,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _complete_file_names() -> None:
+def _complete_file_names() -> None:  # after an opening quote, too
     try:
         import readline
     except ImportError:  # Windows
@@ -293,7 +302,7 @@ def _complete_file_names() -> None:
     def complete(text: str, state: int) -> str | None:
         """The completion number `state`; readline asks for 0, 1, 2, ... until there is none."""
         if state == 0:
-            start = os.path.expanduser(text)
+            start = os.path.expanduser(text.lstrip("'\""))
             found = sorted(glob.glob(glob.escape(start) + "*"))
             names[:] = [text + (name + "/" * os.path.isdir(name))[len(start) :] for name in found]
         return names[state] if state < len(names) else None
@@ -325,6 +334,12 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever reads our output, say `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that must not be read: it names the file
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, *OUT_OF_MEMORY) as error:  # a full disk, a folder that must not be read: it names the file
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OUT_OF_MEMORY):
+        return "there is not enough memory: work on less at once (--batch-size, --size), or use --device cpu."
+    return str(error)

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
@@ -120,10 +121,14 @@ def folder_of_folders(root: str | Path, crop_fraction: float = 1.0) -> list[Phot
     """
     root = Path(root)
     depth = len(root.parts)
-    paths = [path for path in find_photos(root) if len(path.parts) > depth + 1]
+    found = find_photos(root)
+    paths = [path for path in found if len(path.parts) > depth + 1]
     if not paths:
         raise InputError(f"{root} holds no photos of people: put them into one folder per person, "
                          f"{root / 'PERSON' / 'photo.jpg'}.")
+    if len(paths) < len(found):
+        print(f"Note: {len(found) - len(paths)} photos lie directly in {root}, in no person's folder: left out.",
+              file=sys.stderr)
     source = printable(root.resolve().name)
     return [Photo(path, person_name(path.parts[depth]), source, crop_fraction)
             for path in paths]

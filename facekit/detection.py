@@ -231,8 +231,8 @@ def pack_photos(photos: Sequence[BoxedPhoto], folder: str | Path, size: int = 44
             box_lines += [(len(kept), *np.round(box, 2).tolist()) for box in boxes]
             kept.append((photo, pixels.shape, boxes))
         if not kept:
-            raise InputError(f"None of the {len(photos)} photos can be used. "
-                             f"{'The first: ' + skipped[0][1] if skipped else 'Give another folder.'}")  # fmt: skip
+            raise InputError(f"None of the {len(photos)} photos can be used"
+                             f"{', the first because: ' + skipped[0][1] if skipped else ': give another folder.'}")
         split = split_photos([photo.source for photo, _, _ in kept], digests, seed)
         lines = [(row, photo.source, str(photo.path), split[row], *shape[1:])
                  for row, (photo, shape, _) in enumerate(kept)]  # fmt: skip

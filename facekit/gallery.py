@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -253,7 +254,7 @@ def _say(sentence: str) -> None:
 
 
 def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFaces, made_with: Any, *,
-                   rebuild: bool = False, block: int = 32, wait_s: float = 60,
+                   rebuild: bool = False, block: int = 32, wait_s: float = math.inf,
                    say: Callable[[str], None] = _say) -> Gallery:
     """Brings what is saved up to date with the photos FOLDER/PERSON/photo.jpg, and returns it.
 

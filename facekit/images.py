@@ -243,9 +243,26 @@ def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
     return [Path(file) for file in sorted(found, key=_natural_order)]
 
 
-def photos_in(paths: Sequence[str | Path]) -> list[Path]:
-    """The photos that are named, and all below the folders that are named. InputError as in find_photos."""
-    return [photo for path in paths for photo in (find_photos(path) if os.path.isdir(path) else [Path(path)])]
+def photos_in(paths: Sequence[str | Path], out: Path | None = None) -> list[Path]:
+    """The photos that are named, and all below the folders that are named, each once.
+
+    `out` is where pictures of them will be written: what a folder has there is from an earlier time, and left out.
+    InputError as in find_photos, and when `out` is one of the folders.
+    """
+    out = out and Path(os.path.realpath(out))
+    photos: list[Path] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            photos.append(Path(path))
+            continue
+        folder = Path(os.path.realpath(path))
+        if folder == out:
+            raise InputError(f"{path} cannot be both where photos are and where pictures are written: choose another.")
+        found = find_photos(path)
+        if out and folder in out.parents:
+            found = [photo for photo in found if out not in Path(os.path.realpath(photo)).parents]
+        photos += found
+    return list(dict.fromkeys(photos))
 
 
 def places_below(paths: Sequence[Path]) -> dict[Path, Path]:

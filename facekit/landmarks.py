@@ -7,7 +7,6 @@ right mouth corner. Left and right are the viewer's. A point that is not marked 
 import csv
 import hashlib
 import re
-import sys
 import unicodedata
 import zipfile
 import zlib
@@ -52,10 +51,11 @@ class MarkedFace:
 # ---------------------------------------------------------------- the layouts
 
 
-def find_faces(root: str | Path) -> list[MarkedFace]:
+def find_faces(root: str | Path, skipped: list[dict] | None = None) -> list[MarkedFace]:
     """All marked faces below a folder: points.csv or landmarks.csv, Kaggle's arrays, .pts files beside photos.
 
-    InputError when it is no folder, or when a file of points cannot be read.
+    A photo whose .pts file cannot be used is added to `skipped`: its file, and why. InputError when `root` is no
+    folder, or when a table of points cannot be read.
     """
     faces: list[MarkedFace] = []
     for path in find_files(root, {".csv"}):
@@ -69,7 +69,8 @@ def find_faces(root: str | Path) -> list[MarkedFace]:
                 try:
                     faces.append(read_pts(photo))
                 except InputError as error:
-                    print(f"skipped: {error}", file=sys.stderr)
+                    if skipped is not None:
+                        skipped.append({"file": printable(photo), "why": str(error)})
     return faces
 
 
@@ -196,14 +197,15 @@ def cut(face: MarkedFace, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.
     return alignment.warp(photo, matrix[None], PACKED_SIZE)[0], points
 
 
-def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 0,
-                   max_pixels: int = MAX_PIXELS) -> dict:
+def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 0, max_pixels: int = MAX_PIXELS,
+                   skipped: Sequence[dict] = ()) -> dict:
     """Writes images.npy, points.npy, index.csv, summary.json and a contact sheet into `folder`; returns the summary.
 
     80 / 10 / 10 per cent for train, validation and test, by group. Pictures that cannot be used, and exact copies,
-    are skipped and named. A run that is stopped at its work leaves the last result. InputError when no face is left.
+    are skipped and named, after those `skipped` before. A run that is stopped at its work leaves the last result.
+    InputError when no face is left.
     """
-    folder, rows, skipped, seen = Path(folder), [], [], set()
+    folder, rows, skipped, seen = Path(folder), [], [*skipped], set()
     if not faces:
         raise InputError("There are no marked faces to pack: give another folder.")
     with ExitStack() as whole:
@@ -230,7 +232,7 @@ def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 
         np.save(points_npy, points)
         del images  # Windows deletes no file that is open
         if not rows:
-            raise InputError(f"None of the {len(faces)} pictures can be used. The first: {skipped[0]['why']}")
+            raise InputError(f"None of the {len(faces)} pictures can be used, the first because: {skipped[0]['why']}")
         groups = [printable(face.group) for face in rows]
         split_of = split_people(Counter(groups), seed)
         split = [split_of[group] for group in groups]

@@ -113,9 +113,9 @@ class AdaFace(MarginLoss):
 
     The quality q is the length of the embedding, which is small for blurred and hidden faces: its distance from the
     running mean in running standard deviations, times h = 0.333, clipped to -1..1. The better the face, the larger the
-    margin. No gradient flows through q. As in the authors' code (head.py), lengths are clipped to 0.001..100 and the
-    angle to 0..π, and a batch counts 1 % in mean and deviation; but the first 100 batches count equally, instead of
-    starting at mean 20 and deviation 100, to which short embeddings would all be equally good.
+    margin. No gradient flows through q. As the authors do, we clip lengths to 0.001..100 and the angle, and a batch
+    counts 1 % in mean and deviation; but the first 100 batches count equally, instead of starting at mean 20 and
+    deviation 100, to which short embeddings would all be equally good.
     """
 
     MARGIN = 0.4

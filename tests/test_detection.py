@@ -17,6 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 import fasterrcnn_face_recognition as fr
@@ -252,20 +254,19 @@ def random_photos(seed: int, count: int = 12) -> tuple[list[np.ndarray], list[tu
 
 
 def coco_average_precision(faces: list, found: list, iou: float) -> float:
-    coco_module, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
     boxes = [(photo, [x0, y0, x1 - x0, y1 - y0]) for photo, truth in enumerate(faces) for x0, y0, x1, y1 in truth]
     results = [{"image_id": photo + 1, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
                for photo, (boxes_found, scores) in enumerate(found)
                for (x0, y0, x1, y1), score in zip(boxes_found, scores)]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_module.COCO()
+        truth = COCO()
         truth.dataset = {"info": {}, "images": [{"id": photo + 1} for photo in range(len(faces))],
                          "categories": [{"id": 1}],
                          "annotations": [{"id": n + 1, "image_id": photo + 1, "category_id": 1, "bbox": box,
                                           "area": box[2] * box[3], "iscrowd": 0}
                                          for n, (photo, box) in enumerate(boxes)]}  # fmt: skip
         truth.createIndex()
-        judge = evaluation.COCOeval(truth, truth.loadRes(results), "bbox")
+        judge = COCOeval(truth, truth.loadRes(results), "bbox")
         judge.params.iouThrs = np.array([iou])
         judge.evaluate()
         judge.accumulate()

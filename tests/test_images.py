@@ -14,7 +14,7 @@ from matplotlib import cbook
 from PIL import Image, ImageOps
 
 from facekit.files import InputError
-from facekit.images import center_crop, contact_sheet, face_pixels, find_photos, open_photo
+from facekit.images import center_crop, contact_sheet, face_pixels, find_photos, open_photo, photos_in
 
 PHOTO = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))  # 512 x 600, comes with matplotlib
 
@@ -365,3 +365,19 @@ def test_contact_sheet(tmp_path, channels):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["named.jpg", "sheet.png"]
     with pytest.raises(InputError, match="no picture"):
         contact_sheet(pictures[:0], tmp_path / "none.png")
+
+
+def test_photos_of_an_earlier_time_are_left_out_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("album/1.png", "album/2.png", "album/drawn/1.png.png", "other/3.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    both = [Path("album/1.png"), Path("album/2.png")]
+    assert photos_in(["album", "album/2.png"], Path("album/drawn")) == both
+    assert photos_in(["album"], tmp_path / "other/../album/drawn") == both
+    assert photos_in([tmp_path / "album"], Path("album/drawn")) == [tmp_path / path for path in both]
+    assert photos_in(["album"]) == [*both, Path("album/drawn/1.png.png")]
+    assert photos_in(["album/drawn/1.png.png", "other"], Path("album/drawn")) == [
+        Path("album/drawn/1.png.png"), Path("other/3.png")]  # fmt: skip
+    with pytest.raises(InputError, match="album cannot be both"):
+        photos_in(["other", "album"], tmp_path / "album")

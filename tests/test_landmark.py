@@ -37,8 +37,6 @@ COMMANDS = ("prepare", "train", "evaluate", "detect")
 # In matplotlib's sample photo grace_hopper.jpg: the middle of each pupil, in pixels, marked by hand.
 HOPPERS_EYES = np.array([(221.9, 190.3), (305.3, 186.8)])
 
-published = pytest.mark.skipif(not PUBLISHED.exists(), reason="there are no published weights")
-
 
 class Toy(nn.Module):
     """In place of a network where it does not matter how well a face is learnt: much faster."""
@@ -577,7 +575,6 @@ def test_a_small_training_finds_the_points_of_drawn_people_it_has_never_seen(tmp
     assert report["nme_random_boxes"] < 0.12
 
 
-@published
 def test_the_eyes_of_grace_hopper_are_found():
     """A photo that nothing was trained on, as a whole: the face is a third of its width, and off its middle."""
     photo = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
@@ -1000,7 +997,6 @@ def test_detect_asks_for_photos(photos: dict[str, np.ndarray], monkeypatch, caps
     np.testing.assert_allclose(printed_points(answers[4]), photos["album/2.png"], atol=1)
 
 
-@published
 def test_detect_as_a_program(workplace: Path):
     """Asked through a pipe whose last line has no end."""
     Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")).save("hopper.png")

@@ -278,12 +278,16 @@ def test_kaggle_arrays_that_are_no_pictures(tmp_path: Path, array: np.ndarray):
 @pytest.mark.parametrize("text", [
     "", PTS.replace("{", "").replace("}", ""), PTS.replace("7.0 94\n", ""), PTS.replace("7.0", "seven"),
 ])  # fmt: skip
-def test_a_pts_file_without_68_points_is_named_and_skipped(tmp_path: Path, text: str, capsys):
+def test_a_pts_file_without_68_points_is_named_and_skipped(tmp_path: Path, text: str):
     write_pts(tmp_path, ["one.png"])
     write_pts(tmp_path, ["two.png"])
     (tmp_path / "one.pts").write_text(text)
-    assert [face.file for face in landmarks.find_faces(tmp_path)] == ["two.png"]
-    assert re.search(r"^skipped: \S+one\.pts does not hold 68 points between braces", capsys.readouterr().err)
+    skipped: list[dict] = []
+    faces = landmarks.find_faces(tmp_path, skipped)
+    assert [face.file for face in faces] == ["two.png"]
+    assert [photo["file"] for photo in skipped] == [str(tmp_path / "one.png")]
+    assert re.search(r"one\.pts does not hold 68 points between braces", skipped[0]["why"])
+    assert landmarks.pack_landmarks(faces, tmp_path / "packed", skipped=skipped)["skipped"] == skipped
 
 
 # ---------------------------------------------------------------- one packed array

@@ -1402,7 +1402,11 @@ def test_another_backbone_goes_through_all_commands(backbone: str, tmp_path: Pat
 
     again = [*training_on, "--init", "weights/recognition.safetensors", "--dry-run", "--name", "again"]
     assert fr.main([*again, "--batch-size", "32"]) == 0
-    assert fr.main(["train", "--init", "weights/recognition.safetensors", *arguments[:4], "--dry-run"]) == 2
+    after = ["train", "--init", "weights/recognition.safetensors", *arguments[:4], "--batch-size", "32", "--dry-run"]
+    assert fr.main(after) == 0  # a triplet loss now; backbone and sizes are those of the weights
+    assert fr.read_recogniser("data/recognition-synthetic-48-color/dry_run/recognition.safetensors")[1][
+        "architecture"] == f"{backbone}-16"  # fmt: skip
+    assert fr.main([*after, "--backbone", "resnet18"]) == 2
     assert "weights/recognition.safetensors does not fit" in capsys.readouterr().err
 
 
