@@ -883,11 +883,11 @@ def command_evaluate(args: argparse.Namespace) -> int:
         return command_evaluate_people(args)
     if args.threshold is not None or args.far:
         raise InputError("--threshold and --far are for naming faces: give --people DIR, too.")
-    print(f"Running on {training.describe(training.choose_device(args.device), args.precision)}.", file=sys.stderr)
-    model = load_detector(args.detector, args.device)
-    model.size = args.size or model.size
     if bool(args.images) != bool(args.boxes):
         raise InputError("--images DIR and --boxes FILE go together: give both, or neither for the saved split.")
+    model = load_detector(args.detector, args.device)
+    model.size = args.size or model.size
+    print(f"Running on {training.describe(training.choose_device(args.device), args.precision)}.", file=sys.stderr)
     if args.images:
         pictures, faces, sources = read_labelled(args.boxes, args.images, args.max_pixels)
     else:
