@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from facekit.synthetic import Circumstances, Person
 
 IRIS_RADIUS = 0.105  # much the same in everyone
+HEIGHTS = np.linspace(-2, 2.5, 256, dtype=np.float32)  # at which the outline of a head is known
 
 
 # Geometry: from the face to the picture and back -----------------------------------------------------------
@@ -54,11 +55,11 @@ class View:
 
 @lru_cache(maxsize=64)
 def _outline(person: Person, now: Circumstances) -> tuple[np.ndarray, np.ndarray]:
-    """Half-width, half-depth and steepness of the head at 256 heights v from -2 to 2.5, and their rise to the next.
+    """Half-width, half-depth and steepness of the head at all HEIGHTS, and their rise to the next.
 
     Each (3, 256) float32. Width and depth are 0 above the crown and below the chin.
     """
-    v = np.linspace(-2.0, 2.5, 256)
+    v = HEIGHTS
     chin = person.chin + 0.6 * max(now.mouth_open, 0)  # the jaw drops
     up = np.clip(-v / person.crown, 0, 1)
     down = np.clip(v / chin, 0, 1)
@@ -71,10 +72,15 @@ def _outline(person: Person, now: Circumstances) -> tuple[np.ndarray, np.ndarray
     return table, np.diff(table, append=table[:, -1:])
 
 
+def _size_at(person: Person, now: Circumstances, v: np.ndarray) -> list[np.ndarray]:
+    """Half-width and half-depth at a few heights v (n,), each (n,)."""
+    return [np.interp(v, HEIGHTS, row) for row in _outline(person, now)[0][:2]]
+
+
 def _outline_at(person: Person, now: Circumstances, v: np.ndarray) -> np.ndarray:
-    """The outline at heights v (...), between those of the table: (3, ...)."""
+    """The outline at the heights v of all pixels (H, W), between those of the table: (3, H, W)."""
     table, rise = _outline(person, now)
-    place = np.clip((np.float32(2.0) + v) * np.float32(255 / 4.5), 0, 255)
+    place = np.clip((v - HEIGHTS[0]) * (255 / (HEIGHTS[-1] - HEIGHTS[0])), 0, 255)
     row = place.astype(np.int32)
     return table.take(row, 1, mode="clip") + (place - row.astype(place.dtype)) * rise.take(row, 1, mode="clip")
 
@@ -89,7 +95,7 @@ def _seen(person: Person, now: Circumstances, points: np.ndarray) -> np.ndarray:
     x, y, off = points.T
     v = y = y + person.lopsided * x
     for _ in range(2):  # depth depends on the height at which it is seen, and that on depth
-        width, depth, _ = _outline_at(person, now, v - _nod(now, v))
+        width, depth = _size_at(person, now, v - _nod(now, v))
         z = depth * np.sqrt(np.maximum(1 - (x / np.maximum(width, 1e-3)) ** 2, 0)) + off
         v = y * math.cos(now.pitch) + z * math.sin(now.pitch)
     return np.stack([x * math.cos(now.yaw) + z * math.sin(now.yaw), v], 1)
@@ -113,7 +119,7 @@ def face_box(person: Person, now: Circumstances, view: View) -> np.ndarray:
     """Hairline (or forehead, under hair or hat) to chin, ear to ear: x0, y0, x1, y1 in pixels, (4,)."""
     chin = person.chin + 0.6 * max(now.mouth_open, 0)
     level = np.linspace(-person.hairline, chin, 24)
-    width, depth, _ = _outline_at(person, now, level)
+    width, depth = _size_at(person, now, level)
     reach = np.hypot(width * math.cos(now.yaw), depth * math.sin(now.yaw))
     reach += person.ear_angle * math.cos(now.yaw) * (np.abs(level - 0.1) < person.ear_size)
     v = level + _nod(now, level)
@@ -290,12 +296,13 @@ def _ears(canvas: _Canvas, person: Person, now: Circumstances, behind: bool) -> 
         stand_off = person.head_width + 0.4 * person.ear_angle
         u = side * stand_off * math.cos(now.yaw) - 0.05 * math.sin(now.yaw)
         wide = 0.10 + person.ear_angle * 0.5 + 0.25 * max(towards, 0)
-        du, dv = (canvas.u - u) / wide, (canvas.v - 0.14) / person.ear_size
+        part = canvas.around((np.abs(canvas.u - u) < 1.3 * wide) & (np.abs(canvas.v - 0.14) < 1.3 * person.ear_size))
+        du, dv = (part.u - u) / wide, (part.v - 0.14) / person.ear_size
         rim = 1 - np.sqrt(du**2 + dv**2 + 0.35 * du * dv * side)
         light = np.clip(0.75 + 0.35 * now.light_x * side, 0.35, 1.1)
         skin = np.array(person.skin)
-        canvas.paint(canvas.edge(rim * wide), skin * light * (1.0, 0.93, 0.91))
-        canvas.paint(0.45 * _bump(du, dv, -0.1 * side, 0.0, 0.6, 0.7), skin * light * (0.6, 0.45, 0.42))
+        part.paint(part.edge(rim * wide), skin * light * (1.0, 0.93, 0.91))
+        part.paint(0.45 * _bump(du, dv, -0.1 * side, 0.0, 0.6, 0.7), skin * light * (0.6, 0.45, 0.42))
 
 
 def _head(canvas: _Canvas, person: Person, now: Circumstances, texture: np.ndarray) -> None:
@@ -376,15 +383,17 @@ def _nose(face: _Canvas, person: Person, now: Circumstances) -> None:
 def _wrinkles(face: _Canvas, person: Person, now: Circumstances) -> None:
     """Folds from nose to mouth (deeper in a smile), lines on the forehead, crow's feet."""
     skin = np.array(person.skin) * (0.62, 0.48, 0.44)
-    aside, mouth = np.abs(face.x), person.mouth_height
-    fold = person.nose_width + 0.06 + 0.55 * np.maximum(face.y - person.nose_length, 0)
+    middle = (person.nose_length + person.mouth_height) / 2
+    cheeks = face.around(np.abs(face.y - middle) < 0.28)
+    fold = np.abs(cheeks.x) - person.nose_width - 0.06 - 0.55 * np.maximum(cheeks.y - person.nose_length, 0)
     depth = 0.12 + 0.3 * person.wrinkles + 0.25 * max(now.smile, 0)
-    face.paint(depth * _bump(aside - fold, face.y, 0, (person.nose_length + mouth) / 2, 0.07, 0.28), skin)
+    cheeks.paint(depth * _bump(fold, cheeks.y, 0, middle, 0.07, 0.28), skin)
     if person.wrinkles > 0.6:
         brow = face.window(0, -0.62, 0.6)
         lines = np.maximum(np.sin(34 * brow.y + 3 * brow.x**2) - 0.6, 0)
         lines *= _bump(brow.x, brow.y, 0, -0.62, 0.6, 0.28)
         brow.paint((person.wrinkles + 5 * max(now.brow_raise, 0)) * lines, skin)
+        aside = np.abs(face.x)
         feet = np.maximum(np.sin(40 * (face.y + 0.3 * aside)) - 0.4, 0)
         feet *= _bump(aside, face.y, 0.74, 0.03, 0.13, 0.16)
         face.paint((0.4 * person.wrinkles + 0.3 * max(now.smile, 0)) * feet, skin)

@@ -218,7 +218,7 @@ class Circumstances:
     # camera
     exposure: float = _between(0.88, 1.10)
     gamma: float = _between(0.90, 1.10)
-    blur: float = _between(-1.20, 0.70)  # pixels of a 112 pixel picture; below 0 is sharp
+    blur: float = _between(-1.20, 0.70)  # standard deviation in pixels of a 112 pixel picture; below 0.3 is sharp
     noise: float = _between(0.00, 0.01)
     quality: float = _between(30, 95)  # JPEG
     # rare things: a grey picture, glasses, a hat
@@ -273,8 +273,9 @@ def _photograph(image: np.ndarray, now: Circumstances, rng: np.random.Generator)
     """Blur, exposure and noise: (3, height, width) 0..1 -> a JPEG file."""
     height, width = image.shape[1:]
     channels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
-    if now.blur > 0.1:
-        lens = ImageFilter.GaussianBlur(now.blur * width / 112)
+    box = math.sqrt(3) * now.blur * width / 112 - 0.5  # as wide as a Gaussian of that standard deviation
+    if box > 0:
+        lens = ImageFilter.BoxBlur(box)
         channels = np.stack([Image.fromarray(channel).filter(lens) for channel in channels])
     levels = np.clip(np.linspace(0, 1, 256) ** now.gamma * now.exposure, 0, 1).astype(np.float32) * 255
     exposed = levels.take(channels, mode="clip")
