@@ -22,7 +22,6 @@ width (the reference publishes 4.7 % on its data), and 3.2 % of the faces fail (
 """
 
 import argparse
-import functools
 import json
 import math
 import sys
@@ -49,6 +48,7 @@ IMAGE_SIZE = 96  # the model sees 96x96 pixels, greyscale, values 0..1
 LOOKS = 2  # in use: the second is at the face as the points of the first turn it upright and cut it out
 FAILURE = 0.10  # a face with a larger NME counts as failed
 DRAWN_PEOPLE = 1500
+PHOTOS_AT_ONCE = 64  # that are open
 
 PREPARED = Path("data/landmarks")
 WEIGHTS = Path("weights/landmark.safetensors")
@@ -75,9 +75,9 @@ REFERENCE = Settings(reference=True, epochs=100, batch_size=128, learning_rate=1
 def augment(images: Tensor, points: Tensor, generator: torch.Generator, reference: bool) -> tuple[Tensor, Tensor]:
     """Packed pictures (B, 1, 128, 128) uint8 and points (B, 5, 2), -1..1 -> faces (B, 1, 96, 96) and their points.
 
-    A new square is laid over each picture: turned, larger or smaller, shifted, every second one mirrored. What lies
-    outside of the picture shows another face of the batch, or the picture's edge repeated. The random numbers come
-    from the CPU, so they are the same on every device.
+    A new square is laid over each face: turned, larger or smaller, shifted, every second one mirrored; with `reference`
+    over each picture, and not mirrored. What lies outside of the picture shows another face of the batch, or the
+    picture's edge repeated. The random numbers come from the CPU, so they are the same on every device.
     """
     count, device = len(images), images.device
 
@@ -154,7 +154,8 @@ def vary_light(faces: Tensor, generator: torch.Generator) -> Tensor:
 
     faces = faces.clamp(0, 1) ** uniform(-0.5, 0.5).exp()
     faces = (faces - 0.5) * uniform(0.6, 1.3) + 0.5 + uniform(-0.15, 0.15)
-    coarse = int(torch.randint(size // 4, size // 2, (), generator=generator))  # a quarter was a small face once
+    coarse = int(torch.randint(size // 4, size // 2, (), generator=generator))
+    # A quarter of the batch is made small and large again, as small faces are.
     small = F.interpolate(faces[: count // 4], size=(coarse, coarse), mode="bilinear", antialias=True)
     faces = torch.cat([F.interpolate(small, size=(size, size), mode="bilinear"), faces[count // 4 :]])
     noise = torch.randn(faces.shape, generator=generator).to(device)
@@ -368,8 +369,8 @@ def look(model: Landmarker, photos: Sequence, matrices: Sequence[np.ndarray]) ->
     """One look at one face of each photo, through its square (2, 3): points (5, 2) in pixels of the photo."""
     if not photos:
         return []
-    crops = [alignment.warp(photo, matrix[None], IMAGE_SIZE) for photo, matrix in zip(photos, matrices)]
-    found = predict(model, np.concatenate(crops)).cpu().numpy().astype(np.float64)
+    crops = [alignment.warp(photo, matrix, IMAGE_SIZE) for photo, matrix in zip(photos, matrices)]
+    found = predict(model, np.stack(crops)).cpu().numpy().astype(np.float64)
     return [
         alignment.transform_points(alignment.invert(matrix), (points + 1) * IMAGE_SIZE / 2)
         for points, matrix in zip(found, matrices)
@@ -406,12 +407,17 @@ def detect_landmarks(photos: Sequence, boxes: Sequence | None = None, model: Lan
     is looked for in the whole photo, of which it should fill a good part. InputError names a photo that cannot be
     opened. ValueError when there are not as many boxes as photos.
     """
-    opened = [open_photo(photo, max_pixels) for photo in photos]
-    if boxes is None:
-        squares = [alignment.box_region((0, 0, *photo.size), IMAGE_SIZE, scale=1) for photo in opened]
-    else:
-        squares = [alignment.box_region(box, IMAGE_SIZE) for _, box in zip(opened, boxes, strict=True)]
-    return find_landmarks(model or load_landmarker(), opened, squares)
+    if boxes is not None and len(boxes) != len(photos):
+        raise ValueError(f"{len(photos)} photos, but {len(boxes)} boxes")
+    model, points = model or load_landmarker(), []
+    for start in range(0, len(photos), PHOTOS_AT_ONCE):
+        opened = [open_photo(photo, max_pixels) for photo in photos[start : start + PHOTOS_AT_ONCE]]
+        if boxes is None:
+            squares = [alignment.box_region((0, 0, *photo.size), IMAGE_SIZE, scale=1) for photo in opened]
+        else:
+            squares = [alignment.box_region(box, IMAGE_SIZE) for box in boxes[start : start + PHOTOS_AT_ONCE]]
+        points += find_landmarks(model, opened, squares)
+    return points
 
 
 def save_landmarker(path: Path, course: training.Course, faces: landmarks.LandmarkSet, measured: dict) -> None:
@@ -427,7 +433,6 @@ def save_landmarker(path: Path, course: training.Course, faces: landmarks.Landma
     })  # fmt: skip
 
 
-@functools.cache
 def load_landmarker(path: str | Path = WEIGHTS, device: str = "auto") -> Landmarker:
     """The trained model; `.metadata` says how it was made and what it measured."""
     tensors, metadata = training.read_weights(path, *ARCHITECTURES)
@@ -513,10 +518,7 @@ def command_prepare(args: argparse.Namespace) -> int:
     summary = landmarks.pack_landmarks(faces, args.prepared, args.seed, args.max_pixels, skipped)
     for source, count in summary["sources"].items():
         print(f"{source}: {count} faces")
-    for skipped in summary["skipped"][:10]:
-        print(f"skipped {skipped['file']}: {skipped['why']}")
-    if summary["skipped"][10:]:
-        print(f"skipped {len(summary['skipped']) - 10} more, see {args.prepared / 'summary.json'}")
+    commands.print_skipped(summary, args.prepared)
     parts = ", ".join(f"{count} for {name}" for name, count in summary["splits"].items())
     print(f"{summary['faces']} faces ({parts}), {summary['missing_points']} points not marked; "
           f"{len(summary['skipped'])} pictures skipped.\nFaces and points: {args.prepared / 'contact_sheet.png'}")
@@ -540,7 +542,7 @@ def command_train(args: argparse.Namespace) -> int:
 
 
 def command_evaluate(args: argparse.Namespace) -> int:
-    model, notes = load_landmarker(args.weights, args.device), []
+    model = load_landmarker(args.weights, args.device)
     if args.points or args.images:
         if not (args.points and args.images):
             raise InputError("--images DIR and --points FILE go together: give both, or neither for the saved split.")
@@ -558,12 +560,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
         pictures = [Image.fromarray(image[0]).convert("RGB") for image in prepared.images[rows]]
         marked, sources, groups = prepared.points[rows], prepared.sources[rows], prepared.groups[rows]
         files = [prepared.files[row] for row in rows]
-        if model.metadata["data"].get("split_digest") != prepared.summary.get("split_digest"):
-            notes.append("Note: the weights were trained on another split, or do not say on which: some of these faces "
-                         "may have been trained on.")  # fmt: skip
+        commands.note_other_split(model.metadata, prepared.summary)
     report, found, nme = measure(model, pictures, marked, sources, groups)
-    for note in notes:
-        print(note, file=sys.stderr)
     charts.cumulative_error_chart(nme, args.charts / "errors.png", FAILURE)
     write_worst(pictures, marked, found, nme, files, args.charts / "worst.png")
     if args.json:
@@ -605,7 +603,7 @@ def write_worst(pictures: Sequence[Image.Image], marked: np.ndarray, found: np.n
     crops, points = [], []
     for row in worst:
         matrix = alignment.box_region((0, 0, *pictures[row].size), PACKED_SIZE, scale=1)
-        crops.append(alignment.warp(pictures[row], matrix[None], PACKED_SIZE)[0])
+        crops.append(alignment.warp(pictures[row], matrix, PACKED_SIZE))
         points.append([alignment.transform_points(matrix, each[row]) for each in (marked, found)])
     tiles = landmarks.with_points(np.stack(crops), *np.stack(points, axis=1), scale=2)
     contact_sheet(tiles, path, columns=4, captions=[f"{nme[row]:.1%} {files[row]}" for row in worst])
@@ -617,8 +615,6 @@ def command_detect(args: argparse.Namespace) -> int:
         return commands.ask_for_photos(
             lambda path: detect_one(model, path, args.out and args.out / f"{path.name}.png", args))
     paths = photos_in(args.paths, args.out)
-    if not paths:
-        raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     print(f"Running on {training.describe(next(model.parameters()).device)}.", file=sys.stderr)
     failed = 0
     for path, place in places_below(paths).items():

@@ -18,10 +18,11 @@ differences of two embeddings.
 smooth triplet loss on embeddings of length 1, and on the 256 features before the head), mining decides who meets in a
 batch from 40 % of the training on, the learning rate falls, faces are augmented, and who has only one photo is there,
 too, with that photo varied in two ways. The loss on the features matters most: without it the embeddings of a long
-training varied in 4 of their 32 dimensions, and 78.5 % of faces of unseen people were nearer to their own person than
-to ten strangers; with it 85.2 %. Tried after that: more at a lower learning rate, 85.3 %; stronger augmentation and
-people with one photo, 85.2 %; but the mean of these three weights (`average`) has 85.7 %. Negatives for the loss
-straight from the memory: 37.6 %, where batches had 44.2 %. More is in weights/MODEL_CARD.md.
+training varied in 4 of their 32 dimensions, and 78.5 % of faces of test people were nearer to their own person than to
+ten strangers; with it, a head made anew and 80 minutes more, 84.7 %. On validation people that was 85.2 %; more at a
+lower learning rate had 85.3 % there, stronger augmentation and people with one photo 85.2 %, but the mean of these
+three weights (`average`) 85.7 %. Negatives for the loss straight from the memory: 37.6 %, where batches had 44.2 %.
+More, and how the head was made, is in weights/MODEL_CARD.md.
 
 Published weights: that mean, after 433 minutes on two cores; 85.9 % of faces of test people nearer to their own person
 than to ten strangers, 93.2 % of pairs right.
@@ -230,50 +231,6 @@ def shifted(faces: Tensor, pixels: int = 2) -> list[Tensor]:
     return [framed[:, :, top : top + size, left : left + size] for top, left in corners]
 
 
-# ---------------------------------------------------------------- a training on its way
-
-
-class Course(training.Course):
-    """A training of the recogniser: with a memory of the latest embedding of every training image."""
-
-    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors", "loss_state")
-
-    def __init__(self, part: Part, settings: Settings, folder: Path, device: torch.device, precision: str = "auto"):
-        training.seed_everything(settings.seed)
-        channels, _, image_size = part.images.shape[1:]
-        model = Recogniser(settings.backbone, settings.embedding_size, image_size, channels == 3,
-                           normalised=not settings.reference)  # fmt: skip
-        if settings.init:
-            training.load_tensors(model, read_recogniser(settings.init)[0], settings.init)
-        model = model.to(device, memory_format=torch.channels_last)
-        loss = make_loss(settings, len(part.photos_of))
-        optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
-                                      weight_decay=settings.weight_decay, fused=True)  # fmt: skip
-        super().__init__(model, optimizer, settings, folder)
-        self.part, self.precision, self.loss = part, precision, loss
-        self.photos_of = part.photos_of  # whom to learn from
-        if settings.loss == "triplet" and not settings.reference:  # a single photo comes twice, varied in two ways
-            self.photos_of = {person: photos if len(photos) > 1 else photos.repeat(2)
-                              for person, photos in part.all_photos_of.items()}  # fmt: skip
-        self.class_of = torch.full((int(part.people.max()) + 1,), -1, device=device)  # for losses with class centres
-        self.class_of[list(self.photos_of)] = torch.arange(len(self.photos_of), device=device)
-        self.memory = torch.zeros(len(part.images), settings.embedding_size, device=device)
-        self.memory_epoch = torch.zeros(len(part.images), dtype=torch.int64, device=device)  # when it was made
-        self.right, self.anchors = 0, 0  # sums over the present epoch
-
-    @property
-    def loss_state(self) -> dict[str, Tensor]:
-        return self.loss.state_dict()
-
-    @loss_state.setter
-    def loss_state(self, state: dict[str, Tensor]) -> None:
-        self.loss.load_state_dict(state)
-
-    def remember(self, rows: Tensor, embeddings: Tensor) -> None:
-        self.memory[rows] = embeddings.detach()
-        self.memory_epoch[rows] = self.epoch
-
-
 # ---------------------------------------------------------------- the reference: global mining and the triplet loss
 
 
@@ -334,7 +291,7 @@ def random_strangers(people: Tensor, anchors: Tensor, count: int, random: np.ran
     return chosen
 
 
-def reference_loss(course: Course, pairs: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+def reference_loss(course: "Course", pairs: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """pairs (A, 2) of anchor and positive -> the triplet loss, and which anchors are right (A,)."""
     people, memory = course.part.people, course.memory
     anchors, positives = pairs.T  # rows (A,), (A,)
@@ -404,6 +361,50 @@ def make_loss(settings: Settings, people: int) -> nn.Module:
     return losses.LOSSES[settings.loss](people, settings.embedding_size, settings.scale, settings.margin)
 
 
+# ---------------------------------------------------------------- a training on its way
+
+
+class Course(training.Course):
+    """A training of the recogniser: with a memory of the latest embedding of every training image."""
+
+    SAVED = (*training.Course.SAVED, "memory", "memory_epoch", "right", "anchors", "loss_state")
+
+    def __init__(self, part: Part, settings: Settings, folder: Path, device: torch.device, precision: str = "auto"):
+        training.seed_everything(settings.seed)
+        channels, _, image_size = part.images.shape[1:]
+        model = Recogniser(settings.backbone, settings.embedding_size, image_size, channels == 3,
+                           normalised=not settings.reference)  # fmt: skip
+        if settings.init:
+            training.load_tensors(model, read_recogniser(settings.init)[0], settings.init)
+        model = model.to(device, memory_format=torch.channels_last)
+        loss = make_loss(settings, len(part.photos_of))
+        optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
+                                      weight_decay=settings.weight_decay, fused=True)  # fmt: skip
+        super().__init__(model, optimizer, settings, folder)
+        self.part, self.precision, self.loss = part, precision, loss
+        self.learn_from = part.photos_of  # person -> rows
+        if settings.loss == "triplet" and not settings.reference:  # a single photo comes twice, varied in two ways
+            self.learn_from = {person: photos if len(photos) > 1 else photos.repeat(2)
+                               for person, photos in part.all_photos_of.items()}  # fmt: skip
+        self.class_of = torch.full((int(part.people.max()) + 1,), -1, device=device)  # for losses with class centres
+        self.class_of[list(self.learn_from)] = torch.arange(len(self.learn_from), device=device)
+        self.memory = torch.zeros(len(part.images), settings.embedding_size, device=device)
+        self.memory_epoch = torch.zeros(len(part.images), dtype=torch.int64, device=device)  # when it was made
+        self.right, self.anchors = 0, 0  # sums over the present epoch
+
+    @property
+    def loss_state(self) -> dict[str, Tensor]:
+        return self.loss.state_dict()
+
+    @loss_state.setter
+    def loss_state(self, state: dict[str, Tensor]) -> None:
+        self.loss.load_state_dict(state)
+
+    def remember(self, rows: Tensor, embeddings: Tensor) -> None:
+        self.memory[rows] = embeddings.detach()
+        self.memory_epoch[rows] = self.epoch
+
+
 def plan_epoch(course: Course) -> list[Tensor]:
     """Batches of rows (B,): every person comes once, with `images_per_person` random photos at most.
 
@@ -411,7 +412,7 @@ def plan_epoch(course: Course) -> list[Tensor]:
     losses, which have a class for each person, it stays out. The reference comes twice to each person with two photos
     and takes all of them in random pairs: (A, 2), anchors and positives.
     """
-    settings, photos_of = course.settings, course.photos_of
+    settings, photos_of = course.settings, course.learn_from
     random = np.random.default_rng([settings.seed, course.epoch])
     if settings.reference:
         return plan_pairs(list(photos_of.values()), settings.batch_size // (2 + NEGATIVES), random)
@@ -430,7 +431,7 @@ def group_look_alikes(course: Course, random: np.random.Generator) -> np.ndarray
     recent = torch.nonzero(course.memory_epoch >= course.epoch - 1).flatten()  # older embeddings are stale
     memory, people = course.memory[recent], course.part.people[recent]
     row_of = {person: row for row, person in enumerate(people.tolist())}  # one photo of each
-    left, groups = set(course.photos_of), []
+    left, groups = set(course.learn_from), []
     for block in torch.from_numpy(random.permutation(list(row_of))).split(256):
         anchors = torch.tensor([row_of[person] for person in block.tolist()], device=memory.device)
         mined = mine_negatives(memory, people, memory[anchors], people[anchors], count=64)
@@ -498,9 +499,7 @@ def finish_epoch(course: Course, validation: Part) -> None:
     training.check_finite(embeddings.sum(), f"the end of epoch {course.epoch}")
     accuracy = float(one_of_eleven(embeddings, validation.people[rows])[0].mean())
     if course.events:
-        hardest = rows[hardest_triplets(embeddings, validation.people[rows], count=16).cpu()]  # (16, 3)
-        mosaic = torch.cat([torch.cat([*validation.images[triplet]], dim=2) for triplet in hardest], dim=1)
-        course.events.add_image("hardest triplets: anchor, positive, negative", mosaic, course.epoch)
+        show_hardest(course, validation.images[rows], embeddings, validation.people[rows])
     train_accuracy = course.right / max(1, course.anchors)
     course.right, course.anchors = 0, 0
     course.finish_epoch(accuracy, {"train_accuracy": train_accuracy, "validation_accuracy": accuracy})
@@ -561,6 +560,13 @@ def one_of_eleven(embeddings: Tensor, people: Tensor) -> tuple[np.ndarray, np.nd
     vectors, whose = embeddings.cpu().numpy(), people.cpu().numpy()
     draws = [metrics.one_of_eleven(vectors, whose, np.random.default_rng(seed)) for seed in range(10)]
     return np.mean([right for right, _ in draws], axis=0), draws[0][1]
+
+
+def show_hardest(course: Course, images: Tensor, embeddings: Tensor, people: Tensor) -> None:
+    """For TensorBoard: a row for each of 16 triplets."""
+    hardest = hardest_triplets(embeddings, people, count=16).cpu()  # (16, 3)
+    mosaic = torch.cat([torch.cat([*images[triplet]], dim=2) for triplet in hardest], dim=1)
+    course.events.add_image("hardest triplets: anchor, positive, negative", mosaic, course.epoch)
 
 
 def hardest_triplets(embeddings: Tensor, people: Tensor, count: int) -> Tensor:
@@ -699,8 +705,20 @@ def one_set_each(part: Part, people: int = 100) -> list[dict[int, np.ndarray]]:
     return [each for each in arrays.values() if sum(len(rows) > 1 for rows in each.values()) >= people] or [together]
 
 
-def fit(similarity: Callable, asked: Tensor, photos: Tensor, means: Tensor) -> Tensor:
-    """How well faces fit enrolled photos: the mean of the similarity to the photo and to the mean of its person's.
+@torch.inference_mode()
+def nearest_enrolled(similarity: Callable, asked: Tensor, enrolled: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    """The ten photos nearest to each face, of all who are enrolled, and how close the face is to them.
+
+    Embeddings: asked (F, D); enrolled (N, D) and, for each of these photos, the mean of its person's (N, D). Returns
+    rows of `enrolled` (F, 10), nearest first, and closeness (F, 10). Exact: all distances are compared.
+    """
+    distances = (torch.cdist(some, enrolled, compute_mode="donot_use_mm_for_euclid_dist") for some in asked.split(16))
+    nearest = torch.cat([some.topk(min(NEAREST, len(enrolled)), largest=False).indices for some in distances])
+    return nearest, closeness(similarity, asked[:, None], enrolled[nearest], means[nearest])
+
+
+def closeness(similarity: Callable, asked: Tensor, photos: Tensor, means: Tensor) -> Tensor:
+    """Of faces to enrolled photos: the mean of the similarity to the photo and to the mean of its person's.
 
     Embeddings (..., D), all three; `similarity` is a verifier or `cosine`. Returns (...).
     """
@@ -717,19 +735,15 @@ def rank_people(names: Sequence[str], scores: Sequence[float]) -> list[tuple[str
 
 def stranger_scores(verifier: Callable, embeddings: Tensor, photos_of: dict[int, np.ndarray], known: list[int],
                     random: np.random.Generator) -> np.ndarray:  # fmt: skip
-    """How well a photo of each person who is not enrolled fits the best of the `known` (S,), as the chain scores it.
+    """How close a photo of each person who is not enrolled is to the best of the `known` (S,), as the chain scores it.
 
-    The known are enrolled with five photos at most. The ten nearest of these are scored, each together with the mean of
-    its person's photos.
+    The known are enrolled with five photos at most.
     """
     enrolled = np.concatenate([random.permutation(photos_of[person])[:5] for person in known])  # rows (E,)
     whose = np.concatenate([[person] * min(5, len(photos_of[person])) for person in known])  # (E,)
     strangers = np.array([random.choice(rows) for person, rows in photos_of.items() if person not in set(known)])
-    distances = torch.cdist(embeddings[strangers], embeddings[enrolled])
-    nearest = distances.topk(min(NEAREST, len(enrolled)), largest=False).indices.cpu()  # (S, 10)
     means = torch.from_numpy(person_means(embeddings[enrolled].cpu().numpy(), whose)).to(embeddings.device)
-    with torch.inference_mode():
-        scores = fit(verifier, embeddings[strangers][:, None], embeddings[enrolled][nearest], means[nearest])  # (S, 10)
+    _, scores = nearest_enrolled(verifier, embeddings[strangers], embeddings[enrolled], means)  # (S, 10)
     return scores.amax(1).double().cpu().numpy()
 
 
@@ -813,8 +827,12 @@ def embed_photos(model: Recogniser, photos: Sequence, crop_fraction: float = 1.0
     return embed(model, np.stack(crops) if crops else (), tta=tta)
 
 
-def readable_crops(model: Recogniser, paths: Sequence[Path], args: argparse.Namespace) -> dict[Path, np.ndarray]:
-    """The crops (C, S, S) uint8 of all photos that can be read; the others are named. InputError when none can be."""
+def readable_crops(model: Recogniser, paths: Sequence[Path],
+                   args: argparse.Namespace) -> tuple[list[Path], np.ndarray]:  # fmt: skip
+    """The photos that can be read, and their crops, uint8 (N, C, S, S); the others are named.
+
+    InputError when none can be.
+    """
     crops = {}
     for path in tqdm(paths, "reading", leave=False, disable=None):
         try:
@@ -823,25 +841,24 @@ def readable_crops(model: Recogniser, paths: Sequence[Path], args: argparse.Name
             print(f"skipped: {error}", file=sys.stderr)
     if not crops:
         raise InputError("There is no photo that can be read: name photos, or folders with photos in them.")
-    return crops
+    return list(crops), np.stack(list(crops.values()))
 
 
 @torch.inference_mode()
 def identify(similarity: Callable, gallery: Tensor, names: Sequence[str], probes: Tensor,
              threshold: float) -> list[tuple[str | None, list[tuple[str, float]]]]:  # fmt: skip
-    """Who are they? For each probe the name, None for a stranger, and all people with their similarity, best first.
+    """Who are they? For each probe the name, None for a stranger, and all people with their closeness.
 
     gallery (N, D) embeddings of photos of the people `names` (N,), probes (P, D); `similarity` is a verifier or
-    `cosine`. Who fits best gives the name, from `threshold` on. The people of the ten nearest photos come first, as
-    in the chain.
+    `cosine`. As in the chain, the closest of the people of the ten nearest photos gives the name, from `threshold` on.
+    These people come first, then all others, the closest first in either group.
     """
     means = torch.from_numpy(person_means(gallery.cpu().numpy(), names)).to(gallery.device)  # (N, D)
     answers = []
-    for probe in probes:
-        nearest = torch.cdist(probe[None], gallery)[0].topk(min(NEAREST, len(gallery)), largest=False).indices.tolist()
-        fits = fit(similarity, probe, gallery, means).tolist()
-        ranked = dict(rank_people([names[row] for row in nearest], [fits[row] for row in nearest]))
-        ranked = [*(ranked | {name: score for name, score in rank_people(names, fits) if name not in ranked}).items()]
+    for probe, rows, scores in zip(probes, *nearest_enrolled(similarity, probes, gallery, means)):
+        candidates = dict(rank_people([names[row] for row in rows.tolist()], scores.tolist()))
+        all_people = dict(rank_people(names, closeness(similarity, probe, gallery, means).tolist()))
+        ranked = [*(candidates | {name: all_people[name] for name in all_people if name not in candidates}).items()]
         answers.append((ranked[0][0] if ranked and ranked[0][1] >= threshold else None, ranked))
     return answers
 
@@ -880,17 +897,17 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     named, counted and left out.
     """
     pairs = metrics.read_lfw_pairs(args.pairs)  # (name, number, name, number, same, fold)
-    path_of = {photo: lfw_photo(args.images, *photo) for pair in pairs for photo in (pair[:2], pair[2:4])}
+    path_of = {photo: metrics.lfw_photo(args.images, *photo) for pair in pairs for photo in (pair[:2], pair[2:4])}
     if not any(path.exists() for path in path_of.values()):
         raise InputError(f"{args.images} lacks the photos of {args.pairs}: give the folder with one folder per person.")
-    crops = readable_crops(model, sorted(path_of.values()), args)
-    usable = [pair for pair in pairs if path_of[pair[:2]] in crops and path_of[pair[2:4]] in crops]
+    paths, crops = readable_crops(model, sorted(path_of.values()), args)
+    row_of = {path: row for row, path in enumerate(paths)}
+    usable = [pair for pair in pairs if path_of[pair[:2]] in row_of and path_of[pair[2:4]] in row_of]
     if len({pair[4] for pair in usable}) < 2:
         raise InputError(f"Of the pairs of {args.pairs} only {len(usable)} of one kind can be read: both are needed.")
-    row_of = {path: row for row, path in enumerate(crops)}
     first, second = (np.array([row_of[path_of[pair[i : i + 2]]] for pair in usable]) for i in (0, 2))
     first_people, second_people, same, folds = (np.array([pair[i] for pair in usable]) for i in (0, 2, 4, 5))
-    embeddings = embed(model, np.stack(list(crops.values())), args.precision, args.tta)
+    embeddings = embed(model, crops, args.precision, args.tta)
     scores = score_pairs(verifier, embeddings, first, second)
     try:
         report = metrics.verification_report(scores, same, first_people, second_people, folds, np.random.default_rng(0))
@@ -899,16 +916,9 @@ def measure_lfw(model: Recogniser, verifier: Verifier, args: argparse.Namespace)
     if len(np.unique(folds)) > 1:
         report["standard_error"] = metrics.ten_fold_accuracy(scores, same, folds)[1]
     report["balanced_accuracy_at"] = accuracy_at_thresholds(scores, same)
-    people = len({name for (name, _), path in path_of.items() if path in crops})
+    people = len({name for (name, _), path in path_of.items() if path in row_of})
     counts = {"people": people, "images": len(crops), "pairs": len(same), "pairs_skipped": len(pairs) - len(same)}
     return report | counts, scores, same
-
-
-def lfw_photo(folder: Path, name: str, number: int) -> Path:
-    """folder/name/name_0001 with the suffix that is there."""
-    path = folder / name / f"{name}_{number:04d}.jpg"
-    others = (path.with_suffix(suffix) for suffix in (".png", ".webp", ".jpeg", ".JPG"))
-    return path if path.exists() else next((other for other in others if other.exists()), path)
 
 
 # ---------------------------------------------------------------- commands
@@ -980,15 +990,8 @@ def prepared_for(model: Recogniser, args: argparse.Namespace) -> datasets.FaceSe
     if faces.images.shape[1:] != (3 if model.color else 1, model.image_size, model.image_size):
         raise InputError(f"{args.recogniser} needs other faces than {folder} has: prepare --image-size "
                          f"{model.image_size}{' --color' if model.color else ''} into another folder.")  # fmt: skip
-    note_other_split(model.metadata, faces)
+    commands.note_other_split(model.metadata, faces.summary)
     return faces
-
-
-def note_other_split(metadata: dict, faces: datasets.FaceSet) -> None:
-    """Says so if weights with this metadata were trained on another split of people than that of `faces`."""
-    if metadata["data"]["split_digest"] != faces.summary["split_digest"]:
-        print("Note: the recogniser was trained on another set of people. If some of them are among these test people, "
-              "the numbers are too good.", file=sys.stderr)  # fmt: skip
 
 
 def choose_settings(args: argparse.Namespace) -> Settings:
@@ -1045,7 +1048,7 @@ def command_train(args: argparse.Namespace) -> int:
     faces = faces_for_training(args)
     test = Part(faces, "test", device)  # now: too few test people are to be known before the training
     if settings.init:
-        note_other_split(read_recogniser(settings.init)[1], faces)
+        commands.note_other_split(read_recogniser(settings.init)[1], faces.summary)
     with commands.recorded(args, "reference" if args.reference else run_name(args)) as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images for training, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
@@ -1060,7 +1063,8 @@ def command_train(args: argparse.Namespace) -> int:
         if not args.dry_run:
             save_recogniser(args.recogniser, course, faces, measured)
             flags = changed_paths(args, prepared=prepared_folder(args.image_size, args.color), recogniser=RECOGNISER)
-            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}")
+            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}"
+                  f"{own_verifier(args.recogniser)}")  # fmt: skip
     return 0
 
 
@@ -1072,6 +1076,12 @@ def changed_paths(args: argparse.Namespace, **usual: Path) -> str:
     """The switches that the next command needs because these paths are not the usual ones."""
     chosen = {name: getattr(args, name) or path for name, path in usual.items()}
     return "".join(f" --{name} {shlex.quote(str(path))}" for name, path in chosen.items() if path != usual[name])
+
+
+def own_verifier(recogniser: Path) -> str:
+    """The switch that keeps the verifier of other weights apart from the usual one, which belongs to the usual ones."""
+    verifier = recogniser.with_name(f"{recogniser.stem}-verifier.safetensors")
+    return f" --verifier {shlex.quote(str(verifier))}" if recogniser != RECOGNISER else ""
 
 
 def command_average(args: argparse.Namespace) -> int:
@@ -1089,14 +1099,16 @@ def command_average(args: argparse.Namespace) -> int:
     validation, test = (Part(faces, name, training.choose_device(args.device)) for name in ("validation", "test"))
     measured = {"one_of_eleven_validation": share_nearer(model, validation, few_of_each(validation)),
                 "one_of_eleven_test": share_nearer(model, test)}  # fmt: skip
-    about = {"averaged": [path.name for path in args.weights], "minutes": sum(about["minutes"] for about in abouts),
+    minutes = {path: about["minutes"] for path, about in zip(args.weights, abouts)}
+    about = {"averaged": [path.name for path in args.weights], "minutes": sum(minutes.values()),
              "measured": {name: round(share, 4) for name, share in measured.items()}}  # fmt: skip
     training.save_weights(args.output, model, abouts[-1] | about)
-    flags = changed_paths(argparse.Namespace(recogniser=args.output), recogniser=RECOGNISER)
+    chosen = argparse.Namespace(prepared=args.prepared, recogniser=args.output)
+    flags = changed_paths(chosen, prepared=prepared_folder(model.image_size, model.color), recogniser=RECOGNISER)
     print(f"{args.output}: the mean of {len(tensors)} weights.\nNearer to their own person than to ten strangers: "
           f"{measured['one_of_eleven_validation']:.1%} of the faces of validation people (to choose by), "
           f"{measured['one_of_eleven_test']:.1%} of those of test people.\n"
-          f"The verifier has to learn these weights: train-verify{flags}")  # fmt: skip
+          f"The verifier has to learn these weights: train-verify{flags}{own_verifier(args.output)}")  # fmt: skip
     return 0
 
 
@@ -1112,8 +1124,8 @@ def command_train_verify(args: argparse.Namespace) -> int:
     naming = {by: choose_naming_thresholds(similarity, embeddings["validation"], parts["validation"])
               for by, similarity in (("score", verifier), ("cosine", cosine))}  # fmt: skip
 
+    pairs = len(all_strangers(parts["validation"])[0])
     for far in thresholds:
-        pairs = len(all_strangers(parts["validation"])[0])
         if pairs * float(far) < 1:
             print(f"Note: {pairs} pairs of strangers are too few to choose a score for {float(far):.1%}.")
     accuracy = try_thresholds(verifier, thresholds, embeddings["test"], parts["test"])
@@ -1156,6 +1168,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
         if not (args.pairs and args.images):
             raise InputError("--images DIR and --pairs FILE go together: give both, or neither for the saved split.")
         report, scores, same = measure_lfw(model, verifier, args)
+        print("Note: if some of these people are among those that the recogniser was trained on, the numbers are too "
+              "good.", file=sys.stderr)  # fmt: skip
     else:
         if args.center_crop != 1:
             raise InputError("--center-crop goes with --images: prepared faces are cut already.")
@@ -1204,16 +1218,16 @@ def command_compare(args: argparse.Namespace) -> int:
     reference = embed_photos(model, [args.reference], args.center_crop, args.max_pixels, args.tta)  # (1, D)
     one = len(args.photos) == 1 and not os.path.isdir(args.photos[0])
     if one:
-        crops = {args.photos[0]: face_pixels(args.photos[0], model.image_size, args.center_crop, model.color,
-                                             args.max_pixels)}  # fmt: skip
+        paths = args.photos
+        embeddings = embed_photos(model, paths, args.center_crop, args.max_pixels, args.tta)
     else:
-        crops = readable_crops(model, photos_in(args.photos), args)
-    embeddings = embed(model, np.stack(list(crops.values())), tta=args.tta)  # (N, D)
+        paths, crops = readable_crops(model, photos_in(args.photos), args)
+        embeddings = embed(model, crops, tta=args.tta)  # (N, D)
     with torch.inference_mode():
         scores = verifier(reference, embeddings).tolist()
     distances, cosines = (reference - embeddings).norm(dim=1).tolist(), cosine(reference, embeddings).tolist()
     rows = [{"photo": str(path), "cosine": similarity, "distance": distance, "score": score, "same": score >= threshold}
-            for path, similarity, distance, score in zip(crops, cosines, distances, scores)]  # fmt: skip
+            for path, similarity, distance, score in zip(paths, cosines, distances, scores)]  # fmt: skip
     if one and not (args.json or args.csv):
         reached_by = f", which {float(args.far or 0.01):.1%} of strangers reach" if args.threshold is None else ""
         print(f"{'same person' if rows[0]['same'] else 'different people'}: score {scores[0]:.3f}, "
@@ -1225,10 +1239,10 @@ def command_compare(args: argparse.Namespace) -> int:
 
 def command_identify(args: argparse.Namespace) -> int:
     model, verifier = chosen_models(args)
-    known = readable_crops(model, [photo.path for photo in datasets.folder_of_folders(args.gallery)], args)
-    asked = readable_crops(model, photos_in(args.photos), args)
+    known, crops = readable_crops(model, [photo.path for photo in datasets.folder_of_folders(args.gallery)], args)
+    asked, faces = readable_crops(model, photos_in(args.photos), args)
     names = [path.relative_to(args.gallery).parts[0] for path in known]
-    gallery, probes = (embed(model, np.stack(list(crops.values())), tta=args.tta) for crops in (known, asked))
+    gallery, probes = embed(model, crops, tta=args.tta), embed(model, faces, tta=args.tta)
     similarity = verifier if args.by == "score" else cosine
     threshold = verifier.naming_threshold(len(set(names)), args.by) if args.threshold is None else args.threshold
     rows = []
@@ -1244,12 +1258,12 @@ def command_identify(args: argparse.Namespace) -> int:
 def command_visualize(args: argparse.Namespace) -> int:
     model = load_recogniser(args.recogniser, args.device)
     person_of = {photo.path: photo.person for photo in datasets.folder_of_folders(args.folder)}
-    crops = readable_crops(model, list(person_of), args)
-    names, faces = [person_of[path] for path in crops], np.stack(list(crops.values()))
+    paths, faces = readable_crops(model, list(person_of), args)
+    names = [person_of[path] for path in paths]
     points = maps.project(embed(model, faces, tta=args.tta).cpu().numpy(), args.method, args.seed)
     maps.map_png(points, names, args.output / "map.png")
-    maps.map_page(points, names, faces, list(crops), args.output / "map.html")
-    print(f"{len(crops)} photos of {len(set(names))} people: {args.output / 'map.html'}, {args.output / 'map.png'}")
+    maps.map_page(points, names, faces, paths, args.output / "map.html")
+    print(f"{len(paths)} photos of {len(set(names))} people: {args.output / 'map.html'}, {args.output / 'map.png'}")
     return 0
 
 
@@ -1261,24 +1275,21 @@ def command_export(args: argparse.Namespace) -> int:
     channels, about = 3 if model.color else 1, model.metadata
     description = export.describe(about["architecture"], channels, model.image_size, model.embedding_size,
                                   model.normalised, about["crop"])  # fmt: skip
-    photos = photos_in(args.photos)
-    if args.photos and not photos:
-        raise InputError(f"There are no photos in {', '.join(map(str, args.photos))}: name face crops, or none.")
-    if photos:
-        crops = list(readable_crops(model, photos, args).values())
+    if args.photos:
+        _, crops = readable_crops(model, photos_in(args.photos), args)
     else:
         drawn = [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
-        crops = [face_pixels(pixels, model.image_size, 1.0, model.color) for pixels in drawn]
+        crops = np.stack([face_pixels(pixels, model.image_size, 1.0, model.color) for pixels in drawn])
     with written_whole(path) as temporary:
         try:
             export.EXPORTS[args.format](model, temporary, description, channels, model.image_size)
-            difference = export.check_export(model, temporary, unvaried(torch.from_numpy(np.stack(crops))))
+            difference = export.check_export(model, temporary, unvaried(torch.from_numpy(crops)))
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), str(path))) from None
         if not difference < LARGEST_EXPORT_ERROR:
             raise InputError(f"{path} was not written: it would give other embeddings than PyTorch, by up to "
                              f"{difference:.2g}.")
-    print(f"{path}: embeddings of {len(crops)} {'photos' if photos else 'drawn faces'} differ from PyTorch's by "
+    print(f"{path}: embeddings of {len(crops)} {'photos' if args.photos else 'drawn faces'} differ from PyTorch's by "
           f"{difference:.2g} at most.")  # fmt: skip
     return 0
 
@@ -1332,7 +1343,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--margin", type=commands.number(float, 0), help="of the loss [its own]")
     sub.add_argument("--backbone", metavar="NAME", help=f"resnet18, {', '.join(backbones.BACKBONES)}, or timm:NAME "
                      "[that of --init, else resnet18]")  # fmt: skip
-    sub.add_argument("--embedding-size", type=commands.number(int, 1), metavar="N",
+    sub.add_argument("--embedding-size", type=commands.number(int, 2), metavar="N",
                      help=f"numbers of an embedding [{EMBEDDING_SIZE}; 128 for other backbones]")  # fmt: skip
     sub.add_argument("--init", metavar="WEIGHTS", help="start from these; backbone and sizes are theirs, then")
     sub.add_argument("--hard-only", action=argparse.BooleanOptionalAction,

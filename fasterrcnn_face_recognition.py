@@ -3,7 +3,7 @@
     python3 fasterrcnn_face_recognition.py                   asks for photos: type a path, get the names
     python3 fasterrcnn_face_recognition.py recognize PATH    the same for files and folders
     python3 fasterrcnn_face_recognition.py enroll NAME PHOTO, forget NAME, people
-    python3 fasterrcnn_face_recognition.py cut FOLDER DIR    its largest faces as crops, to train the recogniser on
+    python3 fasterrcnn_face_recognition.py cut FOLDER DIR    the largest face of each photo, to train the recogniser
 
     python3 fasterrcnn_face_recognition.py prepare           photos with boxes -> data/detection/, split by photo
     python3 fasterrcnn_face_recognition.py train             -> weights/detection.safetensors: photo -> boxes, scores
@@ -37,9 +37,9 @@ import os
 import sys
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import facekit.quick_start  # noqa: F401, before torchvision
@@ -78,8 +78,7 @@ DRAWN_SCENES = 1000
 VALIDATION_PHOTOS = 100  # after each epoch; all of them after the last
 
 ALIGNMENTS = {"similarity": alignment.similarity, "affine": alignment.affine, "region": alignment.region}
-NEAREST = face_recognition.NEAREST  # gallery faces that the verifier looks at
-SMALLEST_NAMED = 20  # pixels: faces with a smaller box are not named
+SMALLEST_NAMED = 20  # pixels: faces with a smaller box are not named; half of them would be wrong (MODEL_CARD.md)
 LARGEST_MISFIT = 0.1  # of the crop's side: landmarks that lie farther from a face's, on average, are not trusted
 PHOTOS_AT_ONCE = 8
 
@@ -424,7 +423,7 @@ class SeenFace:
     box: np.ndarray
     detected: float  # the detector's score
     landmarks: np.ndarray
-    embedding: np.ndarray  # (32,)
+    embedding: np.ndarray | None  # (32,); None as long as nobody is looked for
     doubt: str = ""  # why the recogniser cannot be relied on here: "too small", "unclear"
 
 
@@ -443,7 +442,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chain:
-    """The four models, loaded. `made_with` changes when embeddings made by another chain are of no use."""
+    """The four models, loaded. `made_with` tells them and the alignment: another one's embeddings are of no use."""
 
     detector: Detector
     landmarker: face_landmark.Landmarker
@@ -472,22 +471,31 @@ def load_chain(detector: Path = DETECTOR, landmarker: Path = face_landmark.WEIGH
 
 def see_faces(chain: Chain, photos: Sequence[Image.Image], size: int | None = None) -> list[list[SeenFace]]:
     """All faces of each photo (upright RGB, as open_photo gives it), the largest first; `size` as in detect."""
-    found = detect(chain.detector, photos, size=size, max_pixels=sys.maxsize)
-    flat = [(number, *face) for number, boxes_scores in enumerate(found) for face in zip(*boxes_scores)]
-    photo_of, boxes, scores = zip(*flat) if flat else ((), (), ())
-    pictures = [photos[number] for number in photo_of]
-    squares = [alignment.box_region(box, face_landmark.IMAGE_SIZE) for box in boxes]
-    as_reference = {"looks": 3, "frame": alignment.region} if chain.align == "region" else {}
-    landmarks = face_landmark.find_landmarks(chain.landmarker, pictures, squares, **as_reference)  # F times (5, 2)
-    size, color = chain.recogniser.image_size, chain.recogniser.color
-    crops = [cut_face(*face, chain.align, size, color) for face in zip(pictures, landmarks, boxes)]
+    found = find_faces(chain.detector, chain.landmarker, photos, chain.align, size)
+    side, color = chain.recogniser.image_size, chain.recogniser.color
+    crops = [cut_face(photo, face.landmarks, face.box, chain.align, side, color)
+             for photo, faces in zip(photos, found) for face in faces]  # fmt: skip
     embeddings = face_recognition.embed(chain.recogniser, np.stack(crops) if crops else ()).cpu().numpy()  # (F, D)
     if not np.isfinite(embeddings).all():
         raise InputError("The recogniser gives numbers that are not finite: its weights are damaged, get them again.")
+    one_by_one = iter(embeddings)
+    return [[replace(face, embedding=next(one_by_one)) for face in faces] for faces in found]
+
+
+def find_faces(detector: Detector, landmarker: face_landmark.Landmarker, photos: Sequence[Image.Image],
+               align: str = "similarity", size: int | None = None) -> list[list[SeenFace]]:  # fmt: skip
+    """Where the faces of each photo are, the largest first."""
+    found = detect(detector, photos, size=size, max_pixels=sys.maxsize)
+    flat = [(number, *face) for number, boxes_scores in enumerate(found) for face in zip(*boxes_scores)]
+    photo_of, boxes, scores = zip(*flat) if flat else ((), (), ())
+    squares = [alignment.box_region(box, face_landmark.IMAGE_SIZE) for box in boxes]
+    as_reference = {"looks": 3, "frame": alignment.region} if align == "region" else {}
+    pictures = [photos[number] for number in photo_of]
+    landmarks = face_landmark.find_landmarks(landmarker, pictures, squares, **as_reference)  # F times (5, 2)
     seen: list[list[SeenFace]] = [[] for _ in photos]
-    for number, box, score, points, embedding in zip(photo_of, boxes, scores, landmarks, embeddings):
+    for number, box, score, points in zip(photo_of, boxes, scores, landmarks):
         if not any(same_place(points, face.landmarks) for face in seen[number]):  # the best-scored comes first
-            seen[number].append(SeenFace(box, float(score), points, embedding, doubt(box, points)))
+            seen[number].append(SeenFace(box, float(score), points, None, doubt(box, points)))
     return [sorted(faces, key=prominence, reverse=True) for faces in seen]
 
 
@@ -505,7 +513,7 @@ def prominence(face: SeenFace) -> float:
 def cut_face(photo: Image.Image, landmarks: np.ndarray, box: np.ndarray, align: str,
              size: int = face_recognition.IMAGE_SIZE, color: bool = False) -> np.ndarray:  # fmt: skip
     """What the recogniser sees, uint8 (C, size, size)."""
-    return alignment.warp(photo, crop_matrix(landmarks, box, align, size)[None], size, color)[0]
+    return alignment.warp(photo, crop_matrix(landmarks, box, align, size), size, color)
 
 
 def crop_matrix(landmarks: np.ndarray, box: np.ndarray, align: str, size: int) -> np.ndarray:
@@ -534,16 +542,14 @@ def find_candidates(chain: Chain, gallery: Gallery, faces: Sequence[SeenFace]) -
     """
     if not faces or not gallery.faces:
         return [[] for _ in faces]
-    queries = np.stack([face.embedding for face in faces])  # (F, D)
-    nearest, _ = gallery.nearest(queries, NEAREST)  # (F, 10)
-    with torch.inference_mode():
-        device = next(chain.verifier.parameters()).device
-        asked = torch.from_numpy(queries).to(device)[:, None]  # (F, 1, D)
-        photos, means = (torch.from_numpy(known[nearest]).to(device) for known in
-                         (gallery.embeddings, gallery.person_means))  # both (F, 10, D)  # fmt: skip
-        scores = face_recognition.fit(chain.verifier, asked, photos, means)  # (F, 10)
+    device = next(chain.verifier.parameters()).device
+    asked, enrolled, means = (
+        torch.from_numpy(embeddings).to(device)
+        for embeddings in (np.stack([face.embedding for face in faces]), gallery.embeddings, gallery.person_means)
+    )  # (F, D), (N, D), (N, D)
+    nearest, scores = face_recognition.nearest_enrolled(chain.verifier, asked, enrolled, means)  # both (F, 10)
     return [face_recognition.rank_people([gallery.faces[row].person for row in rows], row_scores)
-            for rows, row_scores in zip(nearest, scores.tolist())]  # fmt: skip
+            for rows, row_scores in zip(nearest.tolist(), scores.tolist())]  # fmt: skip
 
 
 def name_faces(faces: Sequence[SeenFace], candidates: Sequence[list[tuple[str, float]]], threshold: float,
@@ -658,10 +664,10 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
         with suppress(InputError, OSError):  # the photo has gone, or there is no room: nothing else needs the cut
             photo, landmarks = open_photo(samples / face_of[path].file, max_pixels), np.array(face_of[path].landmarks)
             matrix = crop_matrix(landmarks, face_of[path].box, chain.align, size)
-            crop = alignment.warp(photo, matrix[None], size, chain.recogniser.color)
-            points = alignment.transform_points(matrix, landmarks)[None]
+            crop = alignment.warp(photo, matrix, size, chain.recogniser.color)
+            points = alignment.transform_points(matrix, landmarks)
             with written_whole(path) as temporary:
-                Image.fromarray(with_points(crop, points)[0].transpose(1, 2, 0)).save(temporary)
+                Image.fromarray(with_points(crop[None], points[None])[0].transpose(1, 2, 0)).save(temporary)
     for old in there - face_of.keys():
         with suppress(OSError):  # another process has done it, or other cuts of the person are there
             old.unlink()
@@ -738,7 +744,9 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
     and of each stranger (-1 where there is no face).
     """
     photos_of = people_folders(args.people)
-    faces = largest_faces(chain, [path for photos in photos_of.values() for path in photos], args.max_pixels, args.size)
+    paths = [path for photos in photos_of.values() for path in photos]
+    seen = largest_faces(lambda photos: see_faces(chain, photos, args.size), paths, args.max_pixels)
+    faces = {path: face for path, _, face in seen}
     random = np.random.default_rng(args.seed)
     rows, probes, strangers = choose_enrolled(photos_of, faces, args, random)
     gallery = Gallery(np.stack([faces[photo].embedding for _, photo in rows]),
@@ -766,10 +774,8 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
         ("rank1", right, "probes"), ("named_rightly", probe_scores >= threshold, "probes"),
         ("strangers_named", stranger_scores >= threshold, "strangers"), ("photos_without_face", missed, "all"),
     ):  # fmt: skip
-        report[name] = report[f"{name}_interval"] = None  # where there is nobody to ask about
-        if len(values):
-            report[name] = float(np.mean(values))
-            report[f"{name}_interval"] = list(metrics.people_interval(values, whose[group], random))
+        report[name] = float(np.mean(values))
+        report[f"{name}_interval"] = list(metrics.people_interval(values, whose[group], random))
     counts = {"people": len({person for person, _ in rows}), "enrolled_photos": len(rows), "probes": len(probes),
               "strangers": len(strangers), "photos": len(missed), "threshold": threshold}  # fmt: skip
     return report | counts, probe_scores, stranger_scores
@@ -805,18 +811,16 @@ def people_folders(folder: Path) -> dict[str, list[Path]]:
     return photos_of
 
 
-def largest_faces(chain: Chain, paths: Sequence[Path], max_pixels: int,
-                  size: int | None = None) -> dict[Path, SeenFace]:  # fmt: skip
-    """The largest face of each photo that has one; photos that do not open are named and left out."""
-    faces = {}
+def largest_faces(faces_of: Callable[[list[Image.Image]], list[list[SeenFace]]], paths: Sequence[Path],
+                  max_pixels: int) -> Iterator[tuple[Path, Image.Image, SeenFace]]:  # fmt: skip
+    """Each photo that has a face, with the largest one; photos that do not open are named and left out."""
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "looking for faces", leave=False, disable=None):
         opened, failed = open_photos(paths[start : start + PHOTOS_AT_ONCE], max_pixels)
         for error in failed.values():
             tqdm.write(f"skipped: {error}", file=sys.stderr)
-        for path, seen in zip(opened, see_faces(chain, list(opened.values()), size)):
-            if seen:
-                faces[path] = seen[0]
-    return faces
+        for (path, photo), faces in zip(opened.items(), faces_of(list(opened.values()))):
+            if faces:
+                yield path, photo, faces[0]
 
 
 # ---------------------------------------------------------------- commands
@@ -881,8 +885,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
         if args.images or args.boxes or args.precision != "auto":
             raise InputError("--images, --boxes and --precision are for the detector alone: leave out --people.")
         return command_evaluate_people(args)
-    if args.threshold is not None or args.far:
-        raise InputError("--threshold and --far are for naming faces: give --people DIR, too.")
+    if args.threshold is not None or args.far or args.enroll:
+        raise InputError("--enroll, --threshold and --far are for naming faces: give --people DIR, too.")
     if bool(args.images) != bool(args.boxes):
         raise InputError("--images DIR and --boxes FILE go together: give both, or neither for the saved split.")
     model = load_detector(args.detector, args.device)
@@ -892,9 +896,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
         pictures, faces, sources = read_labelled(args.boxes, args.images, args.max_pixels)
     else:
         photos = detection.load_photos(args.prepared)
-        if model.metadata["data"]["split_digest"] != photos.summary["split_digest"]:
-            print("Note: the detector was trained on another set of photos. If some of them are among these test "
-                  "photos, the numbers are too good.", file=sys.stderr)  # fmt: skip
+        commands.note_other_split(model.metadata, photos.summary)
         part = Part(photos, "test")
         pictures, faces, sources = [part.picture(i) for i in range(len(part))], part.boxes, part.sources
     found = detect_all(model, pictures, args.precision)
@@ -927,12 +929,12 @@ def read_labelled(boxes: Path, folder: Path, max_pixels: int) -> tuple[list[Path
     pictures, faces, sources = [], [], []
     for photo in tqdm(detection.read_boxes(boxes, folder), "reading", leave=False, disable=None):
         try:
-            boxes = detection.boxes_within(photo, *open_photo(photo.path, max_pixels).size)
+            marked = detection.boxes_within(photo, *open_photo(photo.path, max_pixels).size)
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
         pictures.append(photo.path)
-        faces.append(boxes)
+        faces.append(marked)
         sources.append(photo.source)
     if not pictures:
         raise InputError(f"{folder} has none of the photos that {boxes} names: give the folder with the photos.")
@@ -942,14 +944,14 @@ def read_labelled(boxes: Path, folder: Path, max_pixels: int) -> tuple[list[Path
 def print_report(report: dict) -> None:
     """The numbers of all photos, of each source, and the recall by face size."""
     for name, numbers in {"all": report, **report.get("sources", {})}.items():
-        print(f"{name}: AP50 {text(numbers['ap50'])}, AP75 {text(numbers['ap75'])} on {numbers['photos']} photos with "
-              f"{numbers['boxes']} faces; at score {numbers['threshold']:.2f} recall {text(numbers['recall'])}, "
-              f"{numbers['false_boxes_per_photo']:.2f} false boxes a photo")  # fmt: skip
+        ap50, ap75, recall = (four_digits(numbers[metric]) for metric in ("ap50", "ap75", "recall"))
+        print(f"{name}: AP50 {ap50}, AP75 {ap75} on {numbers['photos']} photos with {numbers['boxes']} faces; at score "
+              f"{numbers['threshold']:.2f} recall {recall}, {numbers['false_boxes_per_photo']:.2f} false boxes a photo")
     for name, size in report["recall_by_size"].items():
-        print(f"faces of {name} pixels: {text(size['recall'])} of {size['faces']} found")
+        print(f"faces of {name} pixels: {four_digits(size['recall'])} of {size['faces']} found")
 
 
-def text(value: float | None) -> str:
+def four_digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -990,8 +992,6 @@ def command_recognize(args: argparse.Namespace) -> int:
     gallery = chosen_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
     paths = photos_in(args.paths, args.out)
-    if not paths:
-        raise InputError(f"There are no photos in {', '.join(map(str, args.paths))}: give a folder with photos.")
     places = places_below(paths) if args.out else {}
     print(threshold_sentence(chain, gallery, args), file=sys.stderr)
     results: list[dict] = []
@@ -1038,7 +1038,7 @@ def command_enroll(args: argparse.Namespace) -> int:
     gallery = chosen_gallery(chain, args)
     there = {args.samples / face.file for face in gallery.faces}
     good = sum(copy in there for copy in copies)
-    name = person_folder(args.samples, args.name).name
+    name = unicodedata.normalize("NFC", person_folder(args.samples, args.name).name)  # as the gallery has it
     useless = len(copies) - good
     print(f"{good} of {len(args.photos)} photos of {name} are new{f', {useless} without a face' * bool(useless)}; "
           f"{gallery.people()[name]} in all.")  # fmt: skip
@@ -1066,23 +1066,28 @@ def command_people(args: argparse.Namespace) -> int:
 
 
 def command_cut(args: argparse.Namespace) -> int:
-    """Crops in colour, cut as the chain cuts faces, in the same folders as the photos."""
-    photos = find_photos(args.folder)
-    faces = largest_faces(chosen_chain(args), photos, args.max_pixels, args.size)
-    clear = {path: face for path, face in faces.items() if not face.doubt}
-    if not clear:
-        raise InputError(f"No clear face was found in the {counted(len(photos), 'photo', 'photos')} of {args.folder}: "
+    """Crops in colour, cut as the chain cuts faces, below DIR in folders of the same names as the photos'."""
+    if not args.folder.is_dir():
+        raise InputError(f"{args.folder} is not a folder: give one with photos in it.")
+    paths, count = photos_in([args.folder], args.out), 0
+    models = load_detector(args.detector, args.device), face_landmark.load_landmarker(args.landmarker, args.device)
+    seen = largest_faces(lambda photos: find_faces(*models, photos, args.align, args.size), paths, args.max_pixels)
+    for path, photo, face in seen:
+        if not face.doubt:
+            crop = cut_face(photo, face.landmarks, face.box, args.align, args.crop_size, color=True)
+            place = args.out / f"{path.relative_to(args.folder)}.png"
+            drawing.save_picture(Image.fromarray(crop.transpose(1, 2, 0)), place)
+            count += 1
+    if not count:
+        raise InputError(f"No clear face was found in the {counted(len(paths), 'photo', 'photos')} of {args.folder}: "
                          "give photos with larger faces, or a larger --size.")  # fmt: skip
-    for path, face in tqdm(clear.items(), "cutting", leave=False, disable=None):
-        photo, place = open_photo(path, args.max_pixels), args.out / f"{path.relative_to(args.folder)}.png"
-        crop = cut_face(photo, face.landmarks, face.box, args.align, args.crop_size, color=True)
-        drawing.save_picture(Image.fromarray(crop.transpose(1, 2, 0)), place)
-    print(f"{args.out}: the faces of {len(clear)} of {counted(len(photos), 'photo', 'photos')}. Look through them and "
+    print(f"{args.out}: the faces of {count} of {counted(len(paths), 'photo', 'photos')}. Look through them and "
           f"delete those of others. Then: python3 face_recognition.py prepare --data {args.out}")  # fmt: skip
     return 0
 
 
 def command_evaluate_people(args: argparse.Namespace) -> int:
+    args.enroll = args.enroll or 5
     chain = chosen_chain(args)
     report, probe_scores, stranger_scores = measure_people(chain, args)
     charts.det_chart(probe_scores, stranger_scores, report["threshold"], args.charts / "det.png")
@@ -1090,8 +1095,8 @@ def command_evaluate_people(args: argparse.Namespace) -> int:
         print(json.dumps(report))
         return 0
     for name in ("rank1", "named_rightly", "strangers_named", "photos_without_face"):
-        low, high = report[f"{name}_interval"] or (math.nan, math.nan)
-        print(f"{name:20} {text(report[name])}  [{low:.4f}, {high:.4f}]")
+        low, high = report[f"{name}_interval"]
+        print(f"{name:20} {report[name]:.4f}  [{low:.4f}, {high:.4f}]")
     print(f"{report['people']} people enrolled with {report['enrolled_photos']} photos; {report['probes']} probes, "
           f"{report['strangers']} photos of strangers; threshold {report['threshold']:.3f};\n"
           f"in brackets 95 % intervals, by resampling people\nDET curve: {args.charts / 'det.png'}")  # fmt: skip
@@ -1154,8 +1159,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                      help="photos with boxes.csv, may be repeated [the sets under dataset/, else drawn scenes]")
     sub.add_argument("--drawn-scenes", type=commands.number(int, 10), metavar="N", help="draw so many photos instead")
 
-    sub = command("cut", command_cut, "Cut out the largest face of each photo, to train the recogniser on.", *MODELS,
-                  "--size")  # fmt: skip
+    sub = command("cut", command_cut, "Cut out the largest face of each photo, to train the recogniser on.",
+                  "--detector", "--landmarker", "--align", "--device", "--max-pixels", "--size")  # fmt: skip
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="FOLDER/NAME/photo.jpg")
     sub.add_argument("out", type=Path, metavar="DIR", help="gets DIR/NAME/photo.jpg.png")
     sub.add_argument("--crop-size", type=commands.number(int, 16), default=112, metavar="N",
@@ -1166,7 +1171,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub = command("evaluate", command_evaluate, "Measure the detector, or with --people the chain.",
                   "--prepared", "--size", "--precision", "--seed", "--threshold", "--far", *MODELS)  # fmt: skip
     sub.add_argument("--people", type=Path, metavar="DIR", help="DIR/NAME/photo.jpg: enrol some, ask about all others")
-    sub.add_argument("--enroll", type=commands.number(int, 1), default=5, metavar="K", help="photos a person [5]")
+    sub.add_argument("--enroll", type=commands.number(int, 1), metavar="K", help="photos a person [5]")
     sub.add_argument("--images", type=Path, metavar="DIR", help="photos, for --boxes")
     sub.add_argument("--boxes", type=Path, metavar="FILE", help="boxes.csv: file,xmin,ymin,xmax,ymax")
     sub.add_argument("--charts", type=Path, default=Path("data/detection_evaluation"), metavar="DIR",

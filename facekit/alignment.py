@@ -107,25 +107,17 @@ def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def warp(photo: Image.Image | np.ndarray, matrices: np.ndarray, size: int, color: bool = False) -> np.ndarray:
-    """Cuts out every face, each in one warp from the photo's own pixels.
+def warp(photo: Image.Image | np.ndarray, matrix: np.ndarray, size: int, color: bool = False) -> np.ndarray:
+    """Cuts out a face, in one warp from the photo's own pixels.
 
-    photo     upright, as open_photo gives it: an RGB picture, or uint8 (H, W, 3).
-    matrices  (N, 2, 3), from pixels of the photo to pixels of the crop.
-    Returns uint8 (N, C, size, size), C = 3 with `color`, else 1. InputError when a matrix cannot be inverted.
+    photo   upright, as open_photo gives it: an RGB picture, or uint8 (H, W, 3).
+    matrix  (2, 3), from pixels of the photo to pixels of the crop.
+    Returns uint8 (C, size, size), C = 3 with `color`, else 1. InputError when the matrix cannot be inverted.
 
     Grey levels as in face_pixels (ITU-R 601), and so is the filter: bilinear where the crop enlarges, widened to a
     triangle of two crop pixels where it shrinks (antialiasing). Beyond the photo its edge is repeated.
     """
-    if isinstance(photo, np.ndarray):
-        photo = Image.fromarray(photo)
-    crops = np.empty((len(matrices), 3 if color else 1, size, size), np.uint8)
-    for crop, matrix in zip(crops, matrices):
-        crop[:] = _warp_one(photo, invert(matrix), size, color)
-    return crops
-
-
-def _warp_one(photo: Image.Image, to_photo: np.ndarray, size: int, color: bool) -> np.ndarray:
+    photo, to_photo = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo, invert(matrix)
     # Samples lie 1 / samples of a crop pixel apart, about one pixel of the photo, and reach one crop pixel beyond
     # the crop's outermost pixel centres, as far as the filter does.
     shrinks = np.linalg.norm(to_photo[:, :2], ord=2)  # photo pixels per crop pixel, where they are most

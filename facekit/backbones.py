@@ -6,6 +6,7 @@ All take the values 0..1 as they are: the normalisation behind the first layer c
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -189,6 +190,7 @@ def scan_by_doubling(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) 
     return (C[:, :, None] @ states).squeeze(2)
 
 
+@functools.cache  # Python would look for a package that is missing each time
 def cuda_kernel() -> Callable[..., Tensor] | None:
     """selective_scan_fn of mamba_ssm, None where it is not installed."""
     try:

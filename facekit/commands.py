@@ -20,10 +20,8 @@ from typing import Any
 
 import torch
 
-from facekit.files import InputError, written_whole
+from facekit.files import InputError, write_text
 from facekit.images import MAX_PIXELS
-
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def number(kind: type, smallest: float, largest: float = math.inf) -> Callable[[str], float]:
@@ -144,10 +142,11 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     if not args.resume:
         again = argparse.Namespace(**vars(args))
         if getattr(args, "init", None):  # a copy, as the training may replace what it starts from
-            again.init = shutil.copy(args.init, folder / "init.safetensors")
-        with written_whole(folder / "config.yaml") as temporary:
-            lines = [f"{switch}: {json.dumps(value, ensure_ascii=False)}\n" for switch, value in _given(again)]
-            temporary.write_text("".join(lines), encoding="utf-8")
+            again.init = folder / "init.safetensors"
+            with suppress(shutil.SameFileError):  # --config of a dry run
+                shutil.copy(args.init, again.init)
+        lines = [f"{switch}: {json.dumps(value, ensure_ascii=False)}\n" for switch, value in _given(again)]
+        write_text(folder / "config.yaml", "".join(lines))
     with (open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as log,  # names may be any bytes
           redirect_stdout(_Both(sys.stdout, log))):  # fmt: skip
         try:
@@ -209,6 +208,13 @@ def how_to_go_on() -> str:
     return f"\nStopped and saved. To go on: python3 {shlex.join(again)} --resume"
 
 
+def note_other_split(metadata: dict, summary: dict) -> None:
+    """Says so if weights with this metadata were trained on another split than that of the data in the summary."""
+    if metadata["data"].get("split_digest") != summary.get("split_digest"):
+        print("Note: the weights were trained on another split of the data, or on other data. If what they learnt from "
+              "is among these test data, the numbers are too good.", file=sys.stderr)  # fmt: skip
+
+
 def print_skipped(summary: dict, prepared: Path) -> None:
     """The first ten files that were left out, and why; skipped.csv has all."""
     for skipped in summary["skipped"][:10]:
@@ -265,7 +271,7 @@ def ask_for_photos(answer: Callable[[Path], None]) -> int:
 def _answer(path: Path, answer: Callable[[Path], None]) -> None:
     try:
         answer(path)
-    except (InputError, OSError, *OUT_OF_MEMORY) as error:
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
         print(f"error: {_sentence(error)}")
 
 
@@ -334,12 +340,15 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever reads our output, say `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, *OUT_OF_MEMORY) as error:  # a full disk, a folder that must not be read: it names the file
+    except (OSError, MemoryError, RuntimeError) as error:  # a full disk, a forbidden folder: it names the file
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OUT_OF_MEMORY):
+    """What users read; a RuntimeError that is not for want of memory is a fault of the program, and raised again."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
         return "there is not enough memory: work on less at once (--batch-size, --size), or use --device cpu."
+    if isinstance(error, RuntimeError):
+        raise error
     return str(error)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from facekit.files import InputError, printable, read_json, write_json
+from facekit.files import InputError, printable, read_json, write_csv, write_json
 from facekit.images import MAX_PIXELS, contact_sheet, face_pixels, find_photos
 from facekit.parallel import in_parallel
 
@@ -35,7 +35,6 @@ class KnownSet:
     crop_fraction: float  # what the centre crop keeps of width and height, so that the face fills the picture
     kaggle: str  # owner/name of its Kaggle page
     holds: str
-    licence: str = "see its page"
     leave_out: str = ""  # a folder inside that is not part of the set
 
 
@@ -162,6 +161,11 @@ def _split_group(people: Iterable[str], seed: int, fractions: Sequence[float],
             for rank, person in enumerate(ranked)}
 
 
+def split_digest(trained: Iterable[str]) -> str:
+    """Tells what is trained on; it goes with data and with weights, so that `evaluate` notices other test data."""
+    return hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest()[:16]
+
+
 # -------------------------------------------------------------------------------------- photos into one array
 #
 # FOLDER/working/         images.raw and journal.jsonl: what is decoded so far, each face at its own place
@@ -206,13 +210,11 @@ def pack_faces(photos: Sequence[Photo], folder: str | Path, size: int = 80, colo
     split = split_people(Counter(photo.person for photo in kept), seed)
     summary = _summary(kept, split, crop_fractions) | {
         "size": size, "color": color, "seed": seed,
-        "skipped": [{"file": printable(photos[row].path), "why": printable(why)}
-                    for row, why in skipped.items()]}
+        "skipped": [{"file": str(photos[row].path), "why": why} for row, why in skipped.items()]}
     write_json(result / "summary.json", summary)
-    _write_csv(result / "skipped.csv", ("file", "why"), (item.values() for item in summary["skipped"]))
-    _write_csv(result / "index.csv", ("row", "person", "source", "file", "split"),
-               ((row, photo.person, photo.source, printable(photo.path), split[photo.person])
-                for row, photo in enumerate(kept)))
+    write_csv(result / "skipped.csv", [("file", "why"), *(item.values() for item in summary["skipped"])])
+    index = [(row, photo.person, photo.source, photo.path, split[photo.person]) for row, photo in enumerate(kept)]
+    write_csv(result / "index.csv", [("row", "person", "source", "file", "split"), *index])
     _write_contact_sheets(result, kept, seed)
 
     for old in folder.glob("contact_sheet_*.png"):
@@ -338,20 +340,15 @@ def _skipped(photos: Sequence[Photo], outcomes: Sequence[tuple[str, str]]) -> di
 def _copy_rows(raw: Path, rows: Sequence[int], count: int, face_shape: tuple[int, int, int],
                path: Path) -> None:
     """Copies `rows` of `raw`, which has `count`, into an .npy file, a block at a time."""
-    keep = np.zeros(count, bool)
-    keep[rows] = True
-    with open(raw, "rb") as source, open(path, "wb") as target:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *face_shape)}
-        np.lib.format.write_array_header_1_0(target, header)
-        for start in range(0, count, CHUNK):
-            keep_block = keep[start:start + CHUNK]
-            block = np.fromfile(source, np.uint8, len(keep_block) * math.prod(face_shape))
-            target.write(block.reshape(len(keep_block), -1)[keep_block])
+    source = np.memmap(raw, np.uint8, "r", shape=(count, *face_shape))
+    target = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), *face_shape))
+    for start in range(0, len(rows), CHUNK):
+        target[start:start + CHUNK] = source[rows[start:start + CHUNK]]
 
 
 def _summary(kept: Sequence[Photo], split: Mapping[str, str], crop_fractions: Mapping[str, float]) -> dict:
     photos_of = Counter(photo.person for photo in kept)
-    trained = sorted(person for person in split if split[person] == "train")
+    trained = [person for person in split if split[person] == "train"]
 
     def counts(photos: list[Photo]) -> dict:
         return {"people": len({photo.person for photo in photos}), "images": len(photos)}
@@ -361,13 +358,8 @@ def _summary(kept: Sequence[Photo], split: Mapping[str, str], crop_fractions: Ma
         "sources": {source: counts([photo for photo in kept if photo.source == source])
                     | {"crop_fraction": fraction} for source, fraction in crop_fractions.items()},
         "splits": {name: counts([photo for photo in kept if split[photo.person] == name]) for name in SPLITS},
-        "split_digest": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
+        "split_digest": split_digest(trained),
     }
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
 
 
 def _write_contact_sheets(folder: Path, kept: Sequence[Photo], seed: int) -> None:
@@ -428,8 +420,8 @@ def download(name: str, root: str | Path = "dataset") -> Path:
         package = "scikit-learn" if name == "lfw" else "kagglehub"
         reason = f"pip install {package}" if isinstance(error, ImportError) else error
         raise InputError(f"Downloading {name} failed ({reason}). By hand: get "
-                         f"https://www.kaggle.com/datasets/{known.kaggle} ({known.holds}; licence: "
-                         f"{known.licence}) and unpack it into {target}.") from None
+                         f"https://www.kaggle.com/datasets/{known.kaggle} ({known.holds}; its "
+                         f"licence is there) and unpack it into {target}.") from None
     _photos_of(known, target)  # InputError when there are none
     return target
 

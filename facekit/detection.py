@@ -5,7 +5,6 @@ A box is x0, y0, x1, y1 in pixels of the photo after EXIF rotation; pixel i reac
 
 import csv
 import hashlib
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +19,10 @@ from PIL import Image, ImageDraw
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from facekit.datasets import SPLITS
-from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.datasets import SPLITS, split_digest
+from facekit.files import InputError, printable, read_json, write_csv, write_json, written_whole
 from facekit.images import MAX_PIXELS, contact_sheet, find_files, find_photos, open_photo
+from facekit.parallel import in_parallel
 from facekit.synthetic import DrawnScene, draw_scene
 
 KNOWN = {  # folder below dataset/ -> its Kaggle page
@@ -89,19 +89,18 @@ def read_folder(folder: str | Path) -> list[BoxedPhoto]:
     InputError when there is none of these, or when one cannot be read.
     """
     folder = Path(folder)
-    for name in ("boxes.csv", "bbox_train.csv"):
-        for path in find_files(folder, {".csv"}):
-            if path.name == name:
-                return read_boxes(path, folder)
+    tables = [path for path in find_files(folder, {".csv"}) if path.name in ("boxes.csv", "bbox_train.csv")]
+    if tables:
+        return [photo for path in tables for photo in read_boxes(path, folder)]
     annotations = find_files(folder, {".xml"})
     if not annotations:
         raise InputError(f"{folder} has no boxes: put a boxes.csv (file,xmin,ymin,xmax,ymax) beside the photos.")
     photos = {photo.name: photo for photo in find_photos(folder)}
-    return [_read_voc(path, photos, folder.resolve().name) for path in annotations]
+    return [_read_voc(path, photos, printable(folder.resolve().name)) for path in annotations]
 
 
 def read_boxes(path: str | Path, folder: str | Path) -> list[BoxedPhoto]:
-    """The photos that boxes.csv or bbox_train.csv names: they lie beside it, or anywhere below `folder`.
+    """The photos that boxes.csv or bbox_train.csv names: they lie beside it, in `folder`, or anywhere below that.
 
     Sources are told apart by what stands before the first "_" of a file name, unless these are too many.
     InputError when the file is missing or cannot be read.
@@ -110,12 +109,12 @@ def read_boxes(path: str | Path, folder: str | Path) -> list[BoxedPhoto]:
     boxes, sizes = _read_boxes_csv(path)
     prefixes = {name: Path(name).name.partition("_")[0] for name in boxes if "_" in Path(name).name}
     several = len(set(prefixes.values())) <= MOST_SOURCES
-    folder_name = path.resolve().parent.name
+    folder_name = printable(path.resolve().parent.name)
     photos = {photo.name: photo for photo in find_photos(folder)}
     result = []
     for name, corners in boxes.items():
-        beside = path.parent / name
-        photo = beside if beside.is_file() else photos.get(Path(name).name, Path(folder, name))
+        places = path.parent / name, Path(folder, name)
+        photo = next(filter(Path.is_file, places), photos.get(Path(name).name, places[1]))
         source = prefixes.get(name, folder_name) if several else folder_name
         result.append(BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), sizes.get(name)))
     return result
@@ -154,19 +153,23 @@ def _read_voc(path: Path, photos: Mapping[str, Path], source: str) -> BoxedPhoto
 
 
 def draw_scenes(folder: str | Path, count: int, seed: int = 0, size: tuple[int, int] = (400, 300)) -> None:
-    """Draws photos of nobody to six people into `folder`, with boxes.csv; photos that are there are kept."""
-    folder = Path(folder)
-    lines = [("file", *CORNERS)]
-    for number in tqdm(range(count), "drawing", unit=" photos", disable=None):
-        random = np.random.default_rng([seed, number])
-        people = random.integers(0, 1_000_000, random.integers(0, 7)).tolist()
-        scene = _draw_as_many_as_fit(people, int(random.integers(2**31)), size)
-        name = f"drawn_{seed}_{number:05d}.jpg"
-        if not (folder / name).exists():
-            with written_whole(folder / name) as temporary:
-                temporary.write_bytes(scene.jpeg)
-        lines += [(name, *(round(float(x), 1) for x in box)) for box in scene.boxes] or [(name, "", "", "", "")]
-    _write_csv(folder / "boxes.csv", lines)
+    """Draws photos of nobody to six people into `folder`, with boxes.csv, on all cores."""
+    folder, lines = Path(folder), []
+    jobs = [(folder, number, seed, size) for number in range(count)]
+    for of_one in tqdm(in_parallel(_write_scene, jobs), "drawing", count, unit=" photos", disable=None):
+        lines += of_one
+    write_csv(folder / "boxes.csv", [("file", *CORNERS), *sorted(lines, key=lambda line: line[0])])
+
+
+def _write_scene(folder: Path, number: int, seed: int, size: tuple[int, int]) -> list[tuple]:
+    """Draws one photo; its lines of boxes.csv."""
+    random = np.random.default_rng([seed, number])
+    people = random.integers(0, 1_000_000, random.integers(0, 7)).tolist()
+    scene = _draw_as_many_as_fit(people, int(random.integers(2**31)), size)
+    name = f"drawn_{seed}_{number:05d}.jpg"
+    with written_whole(folder / name) as temporary:
+        temporary.write_bytes(scene.jpeg)
+    return [(name, *(round(float(x), 1) for x in box)) for box in scene.boxes] or [(name, "", "", "", "")]
 
 
 def _draw_as_many_as_fit(people: list[int], seed: int, size: tuple[int, int]) -> DrawnScene:
@@ -210,7 +213,7 @@ def pack_photos(photos: Sequence[BoxedPhoto], folder: str | Path, size: int = 44
     are in the same part. A run that is stopped at its work leaves the last result. InputError when no photo is left.
     """
     folder = Path(folder)
-    kept, lines, box_lines, digests, skipped, bad_boxes = [], [], [], [], [], {}
+    kept, box_lines, digests, skipped, bad_boxes = [], [], [], [], {}
     with ExitStack() as whole:
         photos_npy, photos_csv, boxes_csv, summary_json = (
             whole.enter_context(written_whole(folder / name)) for name in PACKED_FILES
@@ -236,13 +239,14 @@ def pack_photos(photos: Sequence[BoxedPhoto], folder: str | Path, size: int = 44
         split = split_photos([photo.source for photo, _, _ in kept], digests, seed)
         lines = [(row, photo.source, str(photo.path), split[row], *shape[1:])
                  for row, (photo, shape, _) in enumerate(kept)]  # fmt: skip
-        _raw_to_npy(raw, photos_npy)
-        _write_csv(photos_csv, [("row", "source", "file", "split", "height", "width"), *lines])
-        _write_csv(boxes_csv, [("row", *CORNERS), *box_lines])
+        raw.flush()
+        np.save(photos_npy, np.memmap(raw_file, np.uint8, "r"))
+        write_csv(photos_csv, [("row", "source", "file", "split", "height", "width"), *lines])
+        write_csv(boxes_csv, [("row", *CORNERS), *box_lines])
         summary = _summary(kept, split, digests) | {"size": size, "seed": seed, "bad_boxes": bad_boxes,
             "skipped": [{"file": file, "why": why} for file, why in skipped]}  # fmt: skip
         write_json(summary_json, summary)
-    _write_csv(folder / "skipped.csv", [("file", "why"), *skipped])
+    write_csv(folder / "skipped.csv", [("file", "why"), *skipped])
     _write_contact_sheets(load_photos(folder), folder, seed)
     return summary
 
@@ -285,35 +289,19 @@ def split_photos(sources: Sequence[str], digests: Sequence[str], seed: int = 0) 
     return [part[digest] for digest in digests]
 
 
-def _raw_to_npy(raw: io.BufferedRandom, path: Path) -> None:
-    length = raw.tell()
-    raw.seek(0)
-    with open(path, "wb") as target:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(target, header)
-        while block := raw.read(1 << 24):
-            target.write(block)
-
-
 def _summary(kept: Sequence[tuple], split: Sequence[str], digests: Sequence[str]) -> dict:
     def counts(rows: Iterable[int]) -> dict:
         rows = list(rows)
         return {"photos": len(rows), "boxes": sum(len(kept[row][2]) for row in rows)}
 
     rows = range(len(kept))
-    trained = sorted(digest for digest, part in zip(digests, split) if part == "train")
     return counts(rows) | {
         "sources": {source: counts(row for row in rows if kept[row][0].source == source)
                     for source in sorted({photo.source for photo, _, _ in kept})},
         "splits": {name: counts(row for row in rows if split[row] == name) for name in SPLITS},
         "copies": len(digests) - len(set(digests)),
-        "split_digest": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
+        "split_digest": split_digest(digest for digest, part in zip(digests, split) if part == "train"),
     }  # fmt: skip
-
-
-def _write_csv(path: Path, lines: Iterable[Sequence]) -> None:
-    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(lines)
 
 
 def _write_contact_sheets(photos: PhotoSet, folder: Path, seed: int) -> None:
@@ -397,7 +385,6 @@ class Matched:
     face_sizes: np.ndarray  # (F,) square root of the area, in pixels
     face_scores: np.ndarray  # (F,) the score of the box that shows this face; -inf for none
     face_photo: np.ndarray  # (F,)
-    photos: int
 
 
 def match_photos(found: Sequence[tuple[np.ndarray, np.ndarray]], faces: Sequence[np.ndarray],
@@ -415,7 +402,7 @@ def match_photos(found: Sequence[tuple[np.ndarray, np.ndarray]], faces: Sequence
     all_boxes, all_faces = np.concatenate(boxes_found), np.concatenate(faces_shown)
     scores, right, photo = all_boxes[np.argsort(-all_boxes[:, 0], kind="stable")].T
     sizes, shown_by, face_photo = all_faces.T
-    return Matched(scores, right > 0, photo.astype(int), sizes, shown_by, face_photo.astype(int), len(faces))
+    return Matched(scores, right > 0, photo.astype(int), sizes, shown_by, face_photo.astype(int))
 
 
 def precision_recall(matched: Matched) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """Files that are written whole or not at all, and the error that users read."""
 
+import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,26 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def printable(text: object) -> str:
-    """File names on Linux are bytes; those that are not UTF-8 could not be written into our files."""
+    """File names on Linux are bytes; in those that are not UTF-8, the odd bytes as \\udcXX."""
     return str(text).encode("utf-8", "backslashreplace").decode()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` as UTF-8, whole or not at all; file names may be any bytes, see `printable`."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
+    """Writes rows, the first of which are the columns' names, whole or not at all."""
+    with (written_whole(path) as temporary,
+          open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file):  # fmt: skip
+        csv.writer(file).writerows(rows)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,4 +1,4 @@
-"""The enrolled people: photos in one folder per person, their embeddings saved, the nearest of them found.
+"""The enrolled people: photos in one folder per person, and their embeddings, saved.
 
 FOLDER/PERSON/photo.jpg       the photos, all that a user has to care for; deeper folders belong to PERSON, too
 SAVED/gallery.json            the photos by name, with box and landmarks of the face that was found in each
@@ -41,7 +41,6 @@ except ImportError:  # Windows
 
 BUILD_AGAIN = "build it again with `people --rebuild`, and --samples and --gallery as now."
 SAVE_EVERY = 10  # seconds; the work that a killed build loses at most
-DISTANCES_AT_ONCE = 2**23  # 64 MB of float64
 
 # Control characters, halves of characters, line ends, and what Windows forbids or keeps for devices.
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]')
@@ -59,8 +58,9 @@ class Face:
     note: str = ""  # "several faces, the largest was taken"
 
 
-# Photos -> for each of them its face, or a sentence that names the photo and says why there is none.
-EmbedFaces = Callable[[list[Path]], Sequence[Face | str]]
+# Photos -> for each of them its face, or a sentence that names the photo and says why there is none; as an InputError
+# if that should not be remembered, but the photo tried again next time.
+EmbedFaces = Callable[[list[Path]], Sequence[Face | str | InputError]]
 
 
 @dataclass(frozen=True)
@@ -102,34 +102,6 @@ class Gallery:
     def person_means(self) -> np.ndarray:
         """Row i is what `person_means` gives for faces[i], float32 (N, D)."""
         return person_means(self.embeddings, [face.person for face in self.faces])
-
-    def nearest(self, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """The k faces nearest to each of the queries (Q, D), nearest first; all faces if there are fewer.
-
-        Returns indices, int64 (Q, k), and squared Euclidean distances, float64 (Q, k). Exact: every face is
-        compared, in float64. Faces at the same distance come in any order.
-        """
-        queries = np.asarray(queries, np.float64)
-        k = min(k, len(self.faces))
-        indices, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
-        block = DISTANCES_AT_ONCE // max(1, len(self.faces)) + 1
-        for start in range(0, len(queries) if k else 0, block):
-            rows = slice(start, start + block)
-            found = np.argpartition(self._ranking(queries[rows]), k - 1, axis=1)[:, :k]
-            exact = np.square(queries[rows, None] - self.embeddings[found]).sum(axis=2)  # (block, k)
-            order = exact.argsort(axis=1)
-            indices[rows] = np.take_along_axis(found, order, axis=1)
-            distances[rows] = np.take_along_axis(exact, order, axis=1)
-        return indices, distances
-
-    def _ranking(self, queries: np.ndarray) -> np.ndarray:
-        """‖g‖² − 2 q·g, (Q, N): the squared distances, less ‖q‖², which does not change their order."""
-        ranking = np.empty((len(queries), len(self.faces)))
-        block = DISTANCES_AT_ONCE // self.embeddings.shape[1] + 1
-        for start in range(0, len(self.faces), block):
-            faces = self.embeddings[start:start + block].astype(np.float64)
-            ranking[:, start:start + block] = np.square(faces).sum(axis=1) - 2 * queries @ faces.T
-        return ranking
 
 
 def person_means(embeddings: np.ndarray, people: Sequence) -> np.ndarray:

@@ -247,7 +247,7 @@ def photos_in(paths: Sequence[str | Path], out: Path | None = None) -> list[Path
     """The photos that are named, and all below the folders that are named, each once.
 
     `out` is where pictures of them will be written: what a folder has there is from an earlier time, and left out.
-    InputError as in find_photos, and when `out` is one of the folders.
+    InputError as in find_photos, when `out` is one of the folders, and when there is no photo.
     """
     out = out and Path(os.path.realpath(out))
     photos: list[Path] = []
@@ -262,6 +262,8 @@ def photos_in(paths: Sequence[str | Path], out: Path | None = None) -> list[Path
         if out and folder in out.parents:
             found = [photo for photo in found if out not in Path(os.path.realpath(photo)).parents]
         photos += found
+    if not photos:
+        raise InputError(f"There are no photos in {', '.join(map(str, paths))}: give a folder with photos.")
     return list(dict.fromkeys(photos))
 
 

@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from facekit import alignment
-from facekit.datasets import SPLITS, split_people
-from facekit.files import InputError, printable, read_json, write_json, written_whole
+from facekit.datasets import SPLITS, split_digest, split_people
+from facekit.files import InputError, printable, read_json, write_csv, write_json, written_whole
 from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_files, find_photos, open_photo
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
@@ -70,7 +70,7 @@ def find_faces(root: str | Path, skipped: list[dict] | None = None) -> list[Mark
                     faces.append(read_pts(photo))
                 except InputError as error:
                     if skipped is not None:
-                        skipped.append({"file": printable(photo), "why": str(error)})
+                        skipped.append({"file": str(photo), "why": str(error)})
     return faces
 
 
@@ -81,11 +81,11 @@ def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace
     """
     rows = list(_rows(path, ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]))
     one_group = len({_group_of(row[0]) for row in rows}) == 1  # img_001.png, img_002.png: the names tell nothing
-    words = {match[0] if (match := re.match(r"[a-z]+(?=_)", row[0])) else "" for row in rows}
+    words = {match[0] if (match := re.match(r"[a-z]+(?=_)", Path(row[0]).name)) else "" for row in rows}
     are_sources = "" not in words and len(words) < 10  # more would be people, not collections
     folder = path.parent if pictures is None else pictures
     return [
-        MarkedFace(folder / file, points, file, file.split("_")[0] if are_sources else folder.name,
+        MarkedFace(folder / file, points, file, Path(file).name.split("_")[0] if are_sources else folder.name,
                    file if one_group else _group_of(file))  # fmt: skip
         for file, points in rows
     ]
@@ -194,12 +194,12 @@ def cut(face: MarkedFace, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.
     points = alignment.transform_points(matrix, face.points)
     if not ((points >= 0) & (points <= PACKED_SIZE)).all(1).any():
         raise InputError(f"{face.file}: no marked point lies in the picture.")
-    return alignment.warp(photo, matrix[None], PACKED_SIZE)[0], points
+    return alignment.warp(photo, matrix, PACKED_SIZE), points
 
 
 def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 0, max_pixels: int = MAX_PIXELS,
                    skipped: Sequence[dict] = ()) -> dict:
-    """Writes images.npy, points.npy, index.csv, summary.json and a contact sheet into `folder`; returns the summary.
+    """Writes images.npy, points.npy, index.csv, summary.json and more into `folder`; returns the summary.
 
     80 / 10 / 10 per cent for train, validation and test, by group. Pictures that cannot be used, and exact copies,
     are skipped and named, after those `skipped` before. A run that is stopped at its work leaves the last result.
@@ -222,7 +222,7 @@ def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 
                 digest = "" if isinstance(outcome, str) else hashlib.sha256(outcome[0]).hexdigest()
                 if isinstance(outcome, str) or digest in seen:
                     why = outcome if isinstance(outcome, str) else "exact copy of another picture"
-                    skipped.append({"file": printable(face.file), "why": why})
+                    skipped.append({"file": face.file, "why": why})
                     continue
                 images[len(rows)], points[len(rows)] = outcome
                 seen.add(digest)
@@ -238,19 +238,18 @@ def pack_landmarks(faces: Sequence[MarkedFace], folder: str | Path, seed: int = 
         split = [split_of[group] for group in groups]
         index = [(row, printable(face.file), printable(face.source), groups[row], split[row])
                  for row, face in enumerate(rows)]  # fmt: skip
-        with open(index_csv, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("row", "file", "source", "group", "split"), *index])
-        trained = sorted(file for _, file, _, _, part in index if part == "train")
+        write_csv(index_csv, [("row", "file", "source", "group", "split"), *index])
         summary = {
             "faces": len(rows),
             "sources": dict(Counter(source for _, _, source, _, _ in index)),
             "splits": {name: split.count(name) for name in SPLITS},
             "missing_points": int(np.isnan(points).any(2).sum()),
             "skipped": skipped,
-            "split_digest": hashlib.sha256("\n".join(trained).encode()).hexdigest()[:16],
+            "split_digest": split_digest(file for _, file, _, _, part in index if part == "train"),
             "seed": seed,
         }
         write_json(summary_json, summary)
+    write_csv(folder / "skipped.csv", [("file", "why"), *(each.values() for each in skipped)])
     chosen = np.random.default_rng(seed).permutation(len(rows))[:96]
     packed = np.load(folder / "images.npy", mmap_mode="r")[chosen]
     contact_sheet(with_points(packed, points[chosen]), folder / "contact_sheet.png")

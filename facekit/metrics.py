@@ -341,6 +341,13 @@ def _parse_pair(line: str, place: str) -> tuple[str, int, str, int, bool]:
     return fields[0], int(fields[1]), fields[2], int(fields[3]), fields[0] == fields[2]
 
 
+def lfw_photo(folder: Path, name: str, number: int) -> Path:
+    """folder/name/name_0001 with the suffix that is there."""
+    path = folder / name / f"{name}_{number:04d}.jpg"
+    others = (path.with_suffix(suffix) for suffix in (".png", ".webp", ".jpeg", ".JPG"))
+    return path if path.exists() else next((other for other in others if other.exists()), path)
+
+
 # ---- intervals -------------------------------------------------------------------------------------------
 
 

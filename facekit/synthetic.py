@@ -8,7 +8,6 @@ Units: 1 is about half the width of a head. x runs to the viewer's right, y down
 Left and right are the viewer's everywhere. Colours are 0..1.
 """
 
-import csv
 import io
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.files import InputError, read_json, write_csv, write_json, written_whole
 from facekit.parallel import in_parallel
 from facekit.portrait import View, face_box, paint_person, seen_landmarks
 
@@ -440,11 +439,6 @@ def write_faces(
             rows += person_rows
             progress.update(pictures_per_person)
     rows.sort()
-    _write_csv(folder / "boxes.csv", ["file", "xmin", "ymin", "xmax", "ymax"], [row[:5] for row in rows])
+    write_csv(folder / "boxes.csv", [["file", "xmin", "ymin", "xmax", "ymax"], *(row[:5] for row in rows)])
     header = ["file"] + [f"{point}_{axis}" for point in LANDMARKS for axis in "xy"]
-    _write_csv(folder / "landmarks.csv", header, [[row[0], *row[5:]] for row in rows])
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+    write_csv(folder / "landmarks.csv", [header, *([row[0], *row[5:]] for row in rows)])

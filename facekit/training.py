@@ -1,7 +1,6 @@
 """What every training needs: seeds, device and precision, weights, and a course that can be stopped and resumed."""
 
 import contextlib
-import csv
 import hashlib
 import json
 import math
@@ -9,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from facekit import charts
-from facekit.files import InputError, written_whole
+from facekit.files import InputError, write_csv, written_whole
 
 # ---------------------------------------------------------------- seeds, device, precision
 
@@ -37,7 +37,7 @@ def step_generators(*seeds: int) -> tuple[np.random.Generator, torch.Generator]:
 
     A training that draws each step from its own generators needs no saved random state to be resumed exactly.
     """
-    numpy_generator = np.random.default_rng(seeds)
+    numpy_generator = np.random.default_rng([len(seeds), *seeds])  # as [a, b] and [a, b, 0] seed alike
     torch_generator = torch.Generator().manual_seed(int(numpy_generator.integers(2**62)))
     torch.manual_seed(int(torch_generator.initial_seed()))  # for what takes no generator: dropout, random margins
     return numpy_generator, torch_generator
@@ -224,10 +224,10 @@ class Course:
         loss.backward()
         self.optimizer.step()
 
-    def finish_epoch(self, score: float | None, row: dict[str, Any]) -> None:
+    def finish_epoch(self, score: float, row: dict[str, Any]) -> None:
         """Keeps the weights if the score is the highest; prints the epoch, saves checkpoint.pt and history.csv."""
         self.seconds = time.monotonic() - self.started  # the validation takes time, too
-        if score is not None and score > self.best_score:
+        if score > self.best_score:
             self.best_score, self.best_epoch = float(score), self.epoch
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         row = {"epoch": self.epoch, "loss": self.losses / max(1, self.step)} | row | {"minutes": self.seconds / 60}
@@ -255,9 +255,13 @@ class Course:
 
     def save(self) -> None:
         state = {name: getattr(self, name) for name in self.SAVED}
-        state |= {"settings": repr(self.settings), "data": self.data}
+        state |= {"settings": self._what_it_learns(), "data": self.data}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         save_checkpoint(self.folder / "checkpoint.pt", state)
+
+    def _what_it_learns(self) -> str:
+        """The settings, less the weights that it began with: these are far away by now, and may have been moved."""
+        return repr(asdict(self.settings) | {"init": None})
 
     def load(self) -> None:
         """InputError when there is no checkpoint, or one of other settings or data."""
@@ -265,7 +269,7 @@ class Course:
         state = load_checkpoint(path, self.device)
         whole = state.keys() >= {*self.SAVED, "settings", "data", "model", "optimizer"}
         tensors = [name for name in self.SAVED if torch.is_tensor(getattr(self, name))]
-        same = whole and (state["settings"], state["data"]) == (repr(self.settings), self.data)
+        same = whole and (state["settings"], state["data"]) == (self._what_it_learns(), self.data)
         fits = same and all(state[name].shape == getattr(self, name).shape for name in tensors)
         if not fits:
             raise InputError(f"{path} is of a training with other settings or data: use the same, or drop --resume.")
@@ -326,10 +330,7 @@ def check_finite(loss: torch.Tensor, where: str) -> float:
 
 def write_history(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Writes one CSV row an epoch; the columns are those of the first row."""
-    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])
 
 
 @contextlib.contextmanager

@@ -347,6 +347,13 @@ class OnCuda(torch.Tensor):
     is_cuda = True
 
 
+@pytest.fixture(autouse=True)
+def no_kernel_of_another_test() -> Iterator[None]:
+    backbones.cuda_kernel.cache_clear()
+    yield
+    backbones.cuda_kernel.cache_clear()
+
+
 def install_kernel(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor]) -> None:
     interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
     interface.selective_scan_fn = kernel

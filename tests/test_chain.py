@@ -127,6 +127,8 @@ def chain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> fr.Chain:
     monkeypatch.setattr(fr, "detect", find_rectangles)
     monkeypatch.setattr(face_landmark, "find_landmarks", template_in_box)
     monkeypatch.setattr(fr, "load_chain", lambda *choices: made)
+    monkeypatch.setattr(fr, "load_detector", lambda *choices: made.detector)
+    monkeypatch.setattr(face_landmark, "load_landmarker", lambda *choices: made.landmarker)
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -266,7 +268,7 @@ def test_the_recogniser_sees_the_crop_of_the_landmarks(chain: fr.Chain, monkeypa
     monkeypatch.setattr(face_landmark, "find_landmarks", lambda model, photos, squares: [points])
     fr.see_faces(chain, [photo])
     [[crop]] = chain.recogniser.seen
-    expected = alignment.warp(photo, alignment.similarity(points, 80)[None], 80)[0]
+    expected = alignment.warp(photo, alignment.similarity(points, 80), 80)
     np.testing.assert_array_equal((255 * crop).round().numpy(), expected)
 
 
@@ -314,7 +316,7 @@ def test_the_recogniser_says_how_large_a_crop_is_and_whether_in_colour(chain: fr
 
 def test_region_is_another_crop(chain: fr.Chain):
     photo, points = draw_photo(ADA), 10 + 48 * alignment.TEMPLATE
-    expected = alignment.warp(photo, alignment.region(points, 80)[None], 80)[0]
+    expected = alignment.warp(photo, alignment.region(points, 80), 80)
     np.testing.assert_array_equal(fr.cut_face(photo, points, np.array([10, 10, 58, 58]), "region"), expected)
 
 
@@ -1040,6 +1042,10 @@ def test_cut_makes_crops_that_prepare_takes(chain, run):
     assert {person: crop.shape for person, crop in crops.items()} == {"ada": (64, 64, 3), "ben": (64, 64, 3)}
     assert (crops["ada"][32, 32] == ADA).all(), "the largest face is taken, and lies in the middle"
     assert (crops["ben"][32, 32] == BEN).all()
+    for _ in range(2):  # what it has written itself is no photo
+        assert "2 of 3 photos" in run("cut", "in", "in/faces")[1]
+    status, _, error = run("cut", "in", "in")
+    assert status == 2 and is_one_sentence(error)
     save_photo("empty/Ben/nobody.png")
     status, _, error = run("cut", "empty", "out")
     assert status == 2 and is_one_sentence(error)
@@ -1126,7 +1132,11 @@ def test_a_photo_without_a_face_is_shown_as_it_is(people, run, monkeypatch: pyte
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(photo))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
+NO_ROOM = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+                                   RuntimeError(NO_ROOM)])  # fmt: skip
 def test_a_full_memory_is_one_sentence(people, run, monkeypatch: pytest.MonkeyPatch, error: Exception):
     photo = save_photo("photo.png", ADA)
     assert run("people")[0] == 0
@@ -1140,6 +1150,15 @@ def test_a_full_memory_is_one_sentence(people, run, monkeypatch: pytest.MonkeyPa
     typed_lines(monkeypatch, photo, "missing.png")
     status, output, _ = run()
     assert status == 0 and "error: there is not enough memory" in output and "missing.png does not exist" in output
+
+
+def test_a_fault_of_the_program_is_no_sentence(people, run, monkeypatch: pytest.MonkeyPatch):
+    def wrong(*arguments: object, **how: object) -> None:
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr(fr, "detect", wrong)
+    with pytest.raises(RuntimeError, match="must match"):
+        run("recognize", save_photo("photo.png", ADA))
 
 
 def test_forget_nobody(people, run):

@@ -121,6 +121,22 @@ def test_a_bad_boxes_csv_is_named(tmp_path: Path, content: str):
         detection.read_folder(tmp_path)
 
 
+def test_all_tables_of_a_folder_are_read(tmp_path: Path):
+    for name in "ab":
+        save_photo(tmp_path / name / "1.png")
+        write_lines(tmp_path / name / "boxes.csv", "file,xmin,ymin,xmax,ymax", "1.png,1,2,11,22")
+    assert [photo.path for photo in detection.read_folder(tmp_path)] == [tmp_path / "a/1.png", tmp_path / "b/1.png"]
+
+
+def test_photos_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path):
+    for name in "ab":
+        save_photo(tmp_path / "photos" / name / "1.png")
+    table = tmp_path / "marks" / "boxes.csv"
+    write_lines(table, "file,xmin,ymin,xmax,ymax", "a/1.png,1,2,11,22", "b/1.png,1,2,11,22")
+    photos = detection.read_boxes(table, tmp_path / "photos")
+    assert [photo.path for photo in photos] == [tmp_path / "photos/a/1.png", tmp_path / "photos/b/1.png"]
+
+
 def test_a_folder_without_boxes(tmp_path: Path):
     save_photo(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"boxes.csv"):
@@ -134,8 +150,7 @@ def test_drawn_scenes_have_their_boxes(scenes: Path, tmp_path: Path):
     photos = detection.read_folder(scenes)
     counts = [len(photo.boxes) for photo in photos]
     assert len(photos) == 40 and min(counts) == 0 and max(counts) == 6
-    shutil.copy(photos[0].path, tmp_path)  # it is kept, the other one is drawn again
-    detection.draw_scenes(tmp_path, 2, size=(240, 180))
+    detection.draw_scenes(tmp_path, 2, size=(240, 180))  # with one process; forty were drawn with several
     for one, again in zip(photos, detection.read_folder(tmp_path)):
         np.testing.assert_array_equal(again.boxes, one.boxes)
         assert again.path.read_bytes() == one.path.read_bytes() and again.source == "drawn"

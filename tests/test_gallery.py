@@ -1,4 +1,4 @@
-"""The gallery: built, changed, interrupted, killed, damaged, used by two processes; the nearest faces; names."""
+"""The gallery: built, changed, interrupted, killed, damaged, used by two processes; names."""
 
 import hashlib
 import io
@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from facekit import gallery
 from facekit.files import InputError
-from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, load_gallery, person_means, update_gallery
+from facekit.gallery import Face, Gallery, enroll, forget, load_gallery, person_means, update_gallery
 
 MADE_WITH = {"recogniser": "1234", "crop": ["similarity", 3.0]}
 LANDMARKS = [[10, 10], [20, 10], [15, 15], [11, 20], [19, 20]]
@@ -151,7 +149,6 @@ def test_all_removed(folder: Path, saved: Path):
         forget(folder, f"person {number}")
     result, _, _ = update(folder, saved)
     assert result.people() == {} and result.embeddings.shape[0] == 0
-    assert result.nearest(np.zeros((2, 3)))[0].shape == (2, 0)
 
 
 def test_changed_photo_of_the_same_name_size_or_time(folder: Path, saved: Path):
@@ -590,46 +587,6 @@ def test_the_lock_of_windows(folder: Path, saved: Path, monkeypatch):
     monkeypatch.setattr(gallery, "msvcrt", Msvcrt(), raising=False)
     _, said, _ = update(folder, saved)
     assert Msvcrt.calls == [2, 2, 2, 0] and len(said) == 1
-
-
-# -------------------------------------------------------------------------------------------------------- nearest
-
-
-def gallery_of(embeddings: np.ndarray) -> Gallery:
-    faces = [GalleryPhoto(f"a/{number}.jpg", 1, 1, "") for number in range(len(embeddings))]
-    return Gallery(embeddings.astype(np.float32), faces)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 60), st.integers(0, 9), st.integers(1, 8), st.integers(1, 12), st.sampled_from([1, 7, 40, 2**23]),
-       st.sampled_from([1e-3, 1.0, 1e4]), st.integers(0, 2**32))
-def test_nearest_equals_brute_force(faces: int, queries: int, numbers: int, k: int, at_once: int, scale: float,
-                                    seed: int):
-    random_numbers = np.random.default_rng(seed)
-    enrolled = gallery_of(random_numbers.normal(size=(faces, numbers)) * scale)
-    probes = random_numbers.normal(size=(queries, numbers)).astype(np.float32) * scale
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "DISTANCES_AT_ONCE", at_once)
-        indices, distances = enrolled.nearest(probes, k)
-
-    assert indices.shape == distances.shape == (queries, min(k, faces))
-    for probe, row, row_distances in zip(probes, indices, distances):
-        brute_force = [sum((float(a) - float(b)) ** 2 for a, b in zip(probe, face)) for face in enrolled.embeddings]
-        np.testing.assert_allclose(row_distances, sorted(brute_force)[:k], rtol=1e-9)
-        np.testing.assert_allclose([brute_force[index] for index in row], row_distances, rtol=1e-12)
-        assert len(set(row.tolist())) == len(row)
-
-
-def test_each_face_finds_itself_also_the_first():
-    embeddings = np.random.default_rng(0).normal(size=(50, 4))
-    indices, distances = gallery_of(embeddings).nearest(embeddings.astype(np.float32), k=1)
-    assert indices[:, 0].tolist() == list(range(50)) and not distances.any()
-
-
-def test_nearest_in_an_empty_gallery():
-    indices, distances = Gallery().nearest(np.zeros((3, 32)))
-    assert indices.shape == distances.shape == (3, 0)
-    assert gallery_of(np.zeros((4, 32))).nearest(np.zeros((0, 32)))[0].shape == (0, 4)
 
 
 def test_the_mean_of_a_person_s_embeddings_is_as_long_as_they_are():

@@ -372,7 +372,7 @@ def test_the_split_depends_on_groups_and_seed_alone(tmp_path: Path):
 def test_packing_leaves_plain_files_and_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     faces = some_faces(groups=4)
     landmarks.pack_landmarks(faces, tmp_path)
-    names = {"images.npy", "points.npy", "index.csv", "summary.json", "contact_sheet.png"}
+    names = {"images.npy", "points.npy", "index.csv", "summary.json", "skipped.csv", "contact_sheet.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "summary.json").read_text())["faces"] == 10
     sheet = Image.open(tmp_path / "contact_sheet.png")

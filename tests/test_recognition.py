@@ -394,7 +394,7 @@ def test_mining_decides_from_its_part_of_the_training_on(monkeypatch, epoch: int
 
     def in_order(course: fr.Course, random: np.random.Generator) -> np.ndarray:
         calls.append(course.epoch)
-        return np.array(list(course.photos_of))
+        return np.array(list(course.learn_from))
 
     monkeypatch.setattr(fr, "group_look_alikes", in_order)
     course = toy_course(PHOTOS, epochs=10, mine_from=mine_from)
@@ -1150,7 +1150,8 @@ def test_training_ends_with_the_command_that_comes_next(workplace: Path, toy_bac
     assert fr.main([*arguments, "weights/recognition.safetensors"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("train-verify")
     assert fr.main([*arguments, "mine.safetensors"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("train-verify --recogniser mine.safetensors")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(
+        "train-verify --recogniser mine.safetensors --verifier mine-verifier.safetensors")
 
 
 def test_train_prepares_what_data_names_each_time_and_the_recorded_run_can_be_repeated(
@@ -1274,8 +1275,9 @@ def test_evaluate_by_the_protocol_of_lfw(prepared: Path, workplace_with_weights:
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert (report["pairs"], report["pairs_skipped"], report["people"], report["images"]) == (15, 1, 4, 12)
-    (line,) = err.splitlines()
+    line, note = err.splitlines()
     assert line.startswith("skipped: ") and "Drawn_Person1_0099.jpg" in line
+    assert note.startswith("Note: ")
     assert 0 <= report["accuracy"] <= 1 and report["standard_error"] >= 0
     low, high = report["accuracy_interval"]
     assert low <= report["accuracy"] <= high
@@ -1334,6 +1336,33 @@ def test_identify_names_the_enrolled_and_no_stranger(prepared: Path, workplace_w
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [None, None]
     assert fr.main([*arguments[:-1], "--threshold", "1.1"]) == 0
     assert capsys.readouterr().out.count("Unknown") == 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 8), st.sampled_from([1e-3, 1.0, 1e4]),
+       st.integers(0, 2**32))  # fmt: skip
+def test_nearest_enrolled_equals_brute_force(enrolled: int, asked: int, numbers: int, scale: float, seed: int):
+    random = torch.Generator().manual_seed(seed)
+    probes, photos, means = (
+        scale * torch.randn(count, numbers, generator=random) for count in (asked, enrolled, enrolled)
+    )
+    rows, scores = fr.nearest_enrolled(fr.cosine, probes, photos, means)
+    assert rows.shape == scores.shape == (asked, min(10, enrolled))
+    for probe, found, found_scores in zip(probes, rows.tolist(), scores.tolist()):
+        distances = [math.dist(probe.tolist(), photo) for photo in photos.tolist()]
+        assert [distances[row] for row in found] == pytest.approx(sorted(distances)[:10], rel=1e-5)
+        assert len(set(found)) == len(found)
+        expected = [float(fr.cosine(probe, photos[row]) + fr.cosine(probe, means[row])) / 2 for row in found]
+        assert found_scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_each_enrolled_photo_is_nearest_to_itself_also_the_first():
+    photos = random_unit(50, 4).float()
+    assert fr.nearest_enrolled(fr.cosine, photos, photos, photos)[0][:, 0].tolist() == list(range(50))
+
+
+def test_identify_in_an_empty_gallery():
+    assert fr.identify(fr.cosine, torch.zeros(0, 32), [], random_unit(2, 32).float(), 0.5) == [(None, []), (None, [])]
 
 
 def test_identify_ranks_people_by_their_best_photo_and_their_mean():
@@ -1402,6 +1431,11 @@ def test_another_backbone_goes_through_all_commands(backbone: str, tmp_path: Pat
 
     again = [*training_on, "--init", "weights/recognition.safetensors", "--dry-run", "--name", "again"]
     assert fr.main([*again, "--batch-size", "32"]) == 0
+    repeated = ["train", "--config", "data/recognition-synthetic-48-color/dry_run/config.yaml"]
+    assert fr.main([*repeated, "--dry-run"]) == 0
+    assert fr.main([*repeated, "--epochs", "1"]) == 0
+    (run,) = Path("outputs").glob("*-again")
+    assert fr.main(["train", "--config", str(run / "config.yaml"), "--epochs", "1", "--resume"]) == 0
     after = ["train", "--init", "weights/recognition.safetensors", *arguments[:4], "--batch-size", "32", "--dry-run"]
     assert fr.main(after) == 0  # a triplet loss now; backbone and sizes are those of the weights
     assert fr.read_recogniser("data/recognition-synthetic-48-color/dry_run/recognition.safetensors")[1][
@@ -1495,4 +1529,4 @@ def test_another_split_is_noted(faces: FaceSet, prepared: Path, capsys: pytest.C
     fr.prepared_for(trained_on(faces.summary["split_digest"]), args)
     assert capsys.readouterr() == ("", "")
     fr.prepared_for(trained_on("another"), args)
-    assert "another set of people" in capsys.readouterr().err
+    assert "trained on another split" in capsys.readouterr().err

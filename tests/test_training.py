@@ -431,8 +431,7 @@ def test_other_data_of_the_same_size_are_not_resumed(never_stopped: training.Cou
     ([0.9, 0.9, 0.9], 1),
     ([-3.0, -2.0, -1.0], 3),
     ([math.nan, 0.1, math.nan], 2),
-    ([None, 0.1, None], 2),
-    ([None, None, None], None),  # nothing was measured: the last
+    ([math.nan, math.nan, math.nan], None),  # nothing could be measured: the last
 ])  # fmt: skip
 def test_the_best_weights_are_those_of_the_highest_score(tmp_path: Path, no_charts, scores: list, best: int | None):
     course, weights = new_course(tmp_path), []
