@@ -521,9 +521,11 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     course.data = f"{faces.summary.get('split_digest', '')} {list(course.part.images.shape)}"
     if resume:
         course.load()
-    elif settings.reference:  # its first mining needs the embeddings of all
+    elif settings.reference or settings.init and settings.loss != "triplet":
         everything = torch.arange(len(course.memory), device=device)
-        course.remember(everything, embed(course.model, course.part.images, precision))
+        course.remember(everything, embed(course.model, course.part.images, precision))  # for the first mining
+        if settings.loss != "triplet":
+            losses.start_at_means(course.loss, course.memory, course.class_of[course.part.people])
     with course.underway(minutes):
         while course.done < 1 and (minutes or not out_of_patience(course)):
             course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]

@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import ArcFaceLoss, CosFaceLoss
 from torch import Tensor, nn
 
 from facekit.files import InputError
-from facekit.losses import LOSSES, AdaFace, ElasticFace
+from facekit.losses import LOSSES, AdaFace, ElasticFace, start_at_means
 
 MARGIN_LOSSES = [name for name in LOSSES if name != "softmax"]
 DEFAULTS = {"arcface": (64, 0.5), "cosface": (64, 0.35), "adaface": (64, 0.4), "elasticface": (64, 0.5)}
@@ -79,6 +79,15 @@ def test_softmax_is_a_linear_layer_and_cross_entropy():
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
     return torch.acos(sum(x * y for x, y in zip(a, b)) / (sum(x * x for x in a).sqrt() * sum(y * y for y in b).sqrt()))
+
+
+def test_centres_start_at_the_mean_of_their_people():
+    loss = LOSSES["cosface"](3, 2)
+    embeddings = torch.tensor([[3.0, 0], [0, 1], [0, 5], [0, -2], [9, 9]])
+    start_at_means(loss, embeddings, torch.tensor([1, 0, 1, 2, -1]))
+    expected = torch.tensor([[0, 1], [3 / 34**0.5, 5 / 34**0.5], [0, -1]])
+    torch.testing.assert_close(loss.centres.data, expected)
+    assert loss.centres.requires_grad
 
 
 def plain_loss(embeddings: Tensor, people: Tensor, centres: Tensor, scale: float, own_cosine) -> Tensor:
