@@ -1336,7 +1336,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command("prepare", command_prepare, "Find face crops, scale them, split the people.",
             "--prepared", *PREPARING, "--seed")  # fmt: skip
 
-    sub = command("train", command_train, "Train the recogniser; with --data prepare first.",
+    sub = command("train", command_train, "Train the recogniser; with --data prepare first (with seed 0).",
                   "--prepared", "--recogniser", *PREPARING, *commands.TRAINING)  # fmt: skip
     sub.add_argument("--reference", action=argparse.BooleanOptionalAction, help="the reference method, without "
                      f"additions ({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
