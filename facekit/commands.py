@@ -224,7 +224,9 @@ def print_skipped(summary: dict, prepared: Path) -> None:
 
 
 def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Rows of the same keys as aligned columns, or as --json or --csv."""
+    """Rows of the same keys as aligned columns, or as --json or --csv; InputError when both are asked for."""
+    if args.json and args.csv:
+        raise InputError("--json and --csv are two forms of the same table: give one of them.")
     if args.json:
         print_json(rows)
     elif args.csv:

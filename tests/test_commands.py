@@ -242,3 +242,5 @@ def test_tables_for_people_and_programs(capsys: pytest.CaptureFixture):
     assert json.loads(capsys.readouterr().out) == ROWS
     commands.print_table(ROWS, argparse.Namespace(json=False, csv=True))
     assert list(csv.DictReader(io.StringIO(capsys.readouterr().out)))[1]["photo"] == "longer, name.jpg"
+    with pytest.raises(InputError, match="give one of them"):
+        commands.print_table(ROWS, argparse.Namespace(json=True, csv=True))
