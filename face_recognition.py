@@ -1011,6 +1011,8 @@ def choose_settings(args: argparse.Namespace) -> Settings:
         usual = replace(usual, embedding_size=128)
     if args.loss != "triplet":
         usual = replace(usual, scale=None, margin=None)
+    if args.loss == "softmax":
+        usual = replace(usual, learning_rate=3e-4)  # at 1e-3 its embeddings soon shrink to nothing
     settings = commands.choose_settings(usual, args)
     make_loss(settings, people=2)  # now, too: not every loss has a scale and a margin
     return settings

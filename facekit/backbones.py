@@ -33,14 +33,14 @@ class MobileFaceNet(nn.Module):
                              f"{image_size}.")  # fmt: skip
         last = math.ceil(image_size / 16)  # side of the last feature map: 7 for 112
         self.features = nn.Sequential(
-            *convolution(channels, 64, kernel=3, stride=2), nn.PReLU(64),
-            *convolution(64, 64, kernel=3, groups=64), nn.PReLU(64),
+            *convolution(channels, 64, kernel=3, stride=2), PReLU(64),
+            *convolution(64, 64, kernel=3, groups=64), PReLU(64),
             *bottlenecks(64, 64, count=5, expansion=2, stride=2),
             *bottlenecks(64, 128, count=1, expansion=4, stride=2),
             *bottlenecks(128, 128, count=6, expansion=2),
             *bottlenecks(128, 128, count=1, expansion=4, stride=2),
             *bottlenecks(128, 128, count=2, expansion=2),
-            *convolution(128, 512, kernel=1), nn.PReLU(512),
+            *convolution(128, 512, kernel=1), PReLU(512),
         )  # (B, channels, S, S) -> (B, 512, S / 16, S / 16)  # fmt: skip
         self.head = nn.Sequential(
             nn.Conv2d(512, 512, last, groups=512, bias=False), nn.BatchNorm2d(512),  # global depthwise, linear
@@ -50,6 +50,18 @@ class MobileFaceNet(nn.Module):
     def forward(self, faces: Tensor) -> Tensor:
         faces = faces.contiguous(memory_format=torch.channels_last)
         return self.head(self.features(faces)).float()
+
+
+class PReLU(nn.PReLU):
+    """x where it is positive, weight · x elsewhere; in training as a mixture of relu(x) and x.
+
+    torch's own backward pass takes 3 times as long, a third of a training step on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return torch.lerp(x.relu(), x, self.weight.to(x.dtype)[:, None, None])
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -71,8 +83,8 @@ class Bottleneck(nn.Module):
         super().__init__()
         width = inputs * expansion
         self.layers = nn.Sequential(
-            *convolution(inputs, width, kernel=1), nn.PReLU(width),
-            *convolution(width, width, kernel=3, stride=stride, groups=width), nn.PReLU(width),
+            *convolution(inputs, width, kernel=1), PReLU(width),
+            *convolution(width, width, kernel=3, stride=stride, groups=width), PReLU(width),
             *convolution(width, outputs, kernel=1),
         )  # fmt: skip
         self.residual = stride == 1 and inputs == outputs

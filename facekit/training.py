@@ -53,14 +53,15 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 runs in hardware: Ampere GPUs and later, processors with AMX tiles.
+    """Whether bfloat16 runs in hardware: Ampere GPUs and later, processors with AMX tiles or AVX-512 BF16.
 
-    Without AMX the bfloat16 of a processor is emulated: measured at half the speed of float32 on Cascade Lake.
+    Measured on ResNet18: 1.6 times the speed of float32 with AVX-512 BF16 (Zen 4), half of it where a processor has to
+    emulate it (Cascade Lake).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(amx and amx())
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(test() for test in tests if test)
 
 
 def uses_bfloat16(device: torch.device, precision: str = "auto") -> bool:

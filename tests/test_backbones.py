@@ -127,6 +127,23 @@ def test_bfloat16_autocast_is_near_float32_and_trains(name: str):
 # ---------------------------------------------------------------- MobileFaceNet
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_prelu_in_training_is_that_of_torch_with_its_gradients(dtype: torch.dtype):
+    ours, theirs = backbones.PReLU(5).double(), nn.PReLU(5).to(dtype)
+    weights = torch.tensor([-0.5, 0.0, 0.25, 0.75, 1.5], dtype=dtype)
+    ours.weight.data, theirs.weight.data = weights.double(), weights
+    x = torch.randn(64, 5, 6, 6).to(dtype)
+    factors = torch.randn_like(x)
+    gradients = []
+    for layer in (ours, theirs):
+        faces = x.clone().requires_grad_()
+        values = layer(faces)
+        (values * factors).sum().backward()
+        gradients.append((values, faces.grad, layer.weight.grad.to(dtype)))
+    for mine, expected in zip(*gradients):
+        torch.testing.assert_close(mine, expected, **({} if dtype == torch.float64 else dict(rtol=0.02, atol=0.02)))
+
+
 def test_mobilefacenet_has_the_layers_of_the_paper():
     """Table 1 of Chen et al. (2018), counted by hand: a convolution has no bias but a normalisation behind it."""
     # Each row: width before, expansion, width after, how often.

@@ -1136,6 +1136,17 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(workplace: Path, capsys: pytes
     assert all(0 <= value <= 1 for value in metadata["measured"].values())
 
 
+def test_each_loss_brings_its_own_learning_rate_scale_and_margin():
+    def chosen(*switches: str) -> tuple[float, float | None, float | None]:
+        settings = fr.choose_settings(fr.parse(["train", *switches]))
+        return settings.learning_rate, settings.scale, settings.margin
+
+    assert chosen() == (1e-3, 32, 0.1)
+    assert chosen("--loss", "arcface") == (1e-3, None, None)  # those of the paper, in losses.py
+    assert chosen("--loss", "softmax") == (3e-4, None, None)
+    assert chosen("--loss", "softmax", "--learning-rate", "0.01")[0] == 0.01
+
+
 def test_ctrl_c_before_anything_is_saved_promises_nothing(workplace: Path, toy_backbone, monkeypatch, capsys):
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt

@@ -126,6 +126,13 @@ def test_automatic_precision_is_bfloat16_where_it_is_fast(monkeypatch: pytest.Mo
     assert training.uses_bfloat16(CPU, "bfloat16") and not training.uses_bfloat16(CPU, "float32")
 
 
+@pytest.mark.parametrize(("tiles", "products"), [(True, False), (False, True), (False, False)])
+def test_bfloat16_is_fast_with_amx_or_avx512_bf16(monkeypatch: pytest.MonkeyPatch, tiles: bool, products: bool):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
+    assert training.bfloat16_is_fast(CPU) is (tiles or products)
+
+
 # ---------------------------------------------------------------- weights
 
 
