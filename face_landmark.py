@@ -506,9 +506,10 @@ def command_prepare(args: argparse.Namespace) -> int:
         raise InputError("--drawn-people draws faces instead of reading some: leave it out, or --data.")
     skipped: list[dict] = []
     faces = [face for root in roots for face in landmarks.find_faces(root, skipped)]
-    if args.data and not faces:
-        raise InputError(f"There are no marked faces in {', '.join(map(str, args.data))}: no points.csv, no "
-                         "facial_keypoints.csv, no .pts files; see dataset/README.md.")  # fmt: skip
+    if not faces and (args.data or skipped):
+        none_there = "no points.csv, no facial_keypoints.csv, no .pts files; see dataset/README.md."
+        raise InputError(f"There are no marked faces in {', '.join(map(str, roots))}: "
+                         f"{skipped[0]['why'] if skipped else none_there}")  # fmt: skip
     if not faces:
         people = args.drawn_people or DRAWN_PEOPLE
         print(f"{'' if args.drawn_people else 'There are no marked faces under dataset/: '}drawing {people} people.")

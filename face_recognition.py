@@ -224,10 +224,10 @@ def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto
     return torch.cat(embeddings)
 
 
-def shifted(faces: Tensor, pixels: int = 2) -> list[Tensor]:
-    """Faces (B, C, S, S) as they are and moved left, right, up and down, the edge repeated."""
-    size, framed = faces.shape[-1], F.pad(faces, [pixels] * 4, mode="replicate")
-    corners = (pixels, pixels), (pixels, 0), (pixels, 2 * pixels), (0, pixels), (2 * pixels, pixels)
+def shifted(faces: Tensor) -> list[Tensor]:
+    """Faces (B, C, S, S) as they are and moved by 2 pixels left, right, up and down, the edge repeated."""
+    size, framed = faces.shape[-1], F.pad(faces, [2, 2, 2, 2], mode="replicate")
+    corners = (2, 2), (2, 0), (2, 4), (0, 2), (4, 2)
     return [framed[:, :, top : top + size, left : left + size] for top, left in corners]
 
 
@@ -673,9 +673,9 @@ def choose_thresholds(verifier: Verifier, embeddings: Tensor, part: Part) -> dic
     return {str(far): metrics.threshold_at_far(scores, np.zeros(len(scores), bool), far) for far in FALSE_ACCEPT_RATES}
 
 
-def choose_naming_thresholds(verifier: Callable, embeddings: Tensor, part: Part,
+def choose_naming_thresholds(similarity: Callable, embeddings: Tensor, part: Part,
                              share: float = 0.01) -> dict[str, float]:  # fmt: skip
-    """Number of enrolled people -> the lowest score at which no more than `share` of strangers are given a name.
+    """Number of enrolled people -> the lowest closeness at which no more than `share` of strangers are given a name.
 
     The more people are enrolled, the more of them a stranger can be taken for. The people of one data set are harder to
     tell apart than those of two, whose photos differ, so each set is asked alone and the highest threshold counts.
@@ -688,7 +688,7 @@ def choose_naming_thresholds(verifier: Callable, embeddings: Tensor, part: Part,
             if size == 1 or size <= len(with_two) // 2:
                 galleries = [random.permutation(with_two)[:size] for _ in range(max(20, 500 // size))]
                 scores = np.concatenate([
-                    stranger_scores(verifier, embeddings, photos_of, known.tolist(), random) for known in galleries
+                    stranger_scores(similarity, embeddings, photos_of, known.tolist(), random) for known in galleries
                 ])  # fmt: skip
                 of_each_set.append(metrics.threshold_at_far(scores, np.zeros(len(scores), bool), share))
         if of_each_set:
@@ -696,15 +696,15 @@ def choose_naming_thresholds(verifier: Callable, embeddings: Tensor, part: Part,
     return thresholds
 
 
-def one_set_each(part: Part, people: int = 100) -> list[dict[int, np.ndarray]]:
-    """The rows of each person, for each data set with so many people of two photos; for all together if none has."""
+def one_set_each(part: Part) -> list[dict[int, np.ndarray]]:
+    """The rows of each person, for each data set with 100 people of two photos; for all together if none has."""
     sets: dict[str, dict[int, list[int]]] = {}
     for row, (person, source) in enumerate(zip(part.people.tolist(), part.sources)):
         for name in (source, ""):  # "" is all together
             sets.setdefault(name, {}).setdefault(person, []).append(row)
     arrays = {name: {person: np.array(rows) for person, rows in each.items()} for name, each in sets.items()}
     together = arrays.pop("")
-    return [each for each in arrays.values() if sum(len(rows) > 1 for rows in each.values()) >= people] or [together]
+    return [each for each in arrays.values() if sum(len(rows) > 1 for rows in each.values()) >= 100] or [together]
 
 
 @torch.inference_mode()
@@ -735,7 +735,7 @@ def rank_people(names: Sequence[str], scores: Sequence[float]) -> list[tuple[str
     return sorted(best.items(), key=lambda item: -item[1])
 
 
-def stranger_scores(verifier: Callable, embeddings: Tensor, photos_of: dict[int, np.ndarray], known: list[int],
+def stranger_scores(similarity: Callable, embeddings: Tensor, photos_of: dict[int, np.ndarray], known: list[int],
                     random: np.random.Generator) -> np.ndarray:  # fmt: skip
     """How close a photo of each person who is not enrolled is to the best of the `known` (S,), as the chain scores it.
 
@@ -745,7 +745,7 @@ def stranger_scores(verifier: Callable, embeddings: Tensor, photos_of: dict[int,
     whose = np.concatenate([[person] * min(5, len(photos_of[person])) for person in known])  # (E,)
     strangers = np.array([random.choice(rows) for person, rows in photos_of.items() if person not in set(known)])
     means = torch.from_numpy(person_means(embeddings[enrolled].cpu().numpy(), whose)).to(embeddings.device)
-    _, scores = nearest_enrolled(verifier, embeddings[strangers], embeddings[enrolled], means)  # (S, 10)
+    _, scores = nearest_enrolled(similarity, embeddings[strangers], embeddings[enrolled], means)  # (S, 10)
     return scores.amax(1).double().cpu().numpy()
 
 
@@ -846,6 +846,13 @@ def readable_crops(model: Recogniser, paths: Sequence[Path],
     return list(crops), np.stack(list(crops.values()))
 
 
+def crops_of_people(model: Recogniser, folder: Path,
+                    args: argparse.Namespace) -> tuple[list[Path], np.ndarray, list[str]]:  # fmt: skip
+    """FOLDER/NAME/photo.jpg -> paths, crops (N, C, S, S) and names of the photos that can be read."""
+    paths, crops = readable_crops(model, [photo.path for photo in datasets.folder_of_folders(folder)], args)
+    return paths, crops, [path.relative_to(folder).parts[0] for path in paths]
+
+
 @torch.inference_mode()
 def identify(similarity: Callable, gallery: Tensor, names: Sequence[str], probes: Tensor,
              threshold: float) -> list[tuple[str | None, list[tuple[str, float]]]]:  # fmt: skip
@@ -858,10 +865,11 @@ def identify(similarity: Callable, gallery: Tensor, names: Sequence[str], probes
     means = torch.from_numpy(person_means(gallery.cpu().numpy(), names)).to(gallery.device)  # (N, D)
     answers = []
     for probe, rows, scores in zip(probes, *nearest_enrolled(similarity, probes, gallery, means)):
-        candidates = dict(rank_people([names[row] for row in rows.tolist()], scores.tolist()))
-        all_people = dict(rank_people(names, closeness(similarity, probe, gallery, means).tolist()))
-        ranked = [*(candidates | {name: all_people[name] for name in all_people if name not in candidates}).items()]
-        answers.append((ranked[0][0] if ranked and ranked[0][1] >= threshold else None, ranked))
+        ranked = rank_people([names[row] for row in rows.tolist()], scores.tolist())
+        name = ranked[0][0] if ranked and ranked[0][1] >= threshold else None
+        near = dict(ranked)
+        everybody = rank_people(names, closeness(similarity, probe, gallery, means).tolist())
+        answers.append((name, ranked + [each for each in everybody if each[0] not in near]))
     return answers
 
 
@@ -985,12 +993,12 @@ def load_prepared(folder: Path, image_size: int, color: bool) -> datasets.FaceSe
     return datasets.load_faces(folder)
 
 
-def prepared_for(model: Recogniser, args: argparse.Namespace) -> datasets.FaceSet:
-    """The prepared faces, cut as the recogniser needs them."""
-    folder = args.prepared or prepared_folder(model.image_size, model.color)
+def prepared_for(model: Recogniser, weights: Path, prepared: Path | None) -> datasets.FaceSet:
+    """The prepared faces, cut as the recogniser of these weights needs them."""
+    folder = prepared or prepared_folder(model.image_size, model.color)
     faces = load_prepared(folder, model.image_size, model.color)
     if faces.images.shape[1:] != (3 if model.color else 1, model.image_size, model.image_size):
-        raise InputError(f"{args.recogniser} needs other faces than {folder} has: prepare --image-size "
+        raise InputError(f"{weights} needs other faces than {folder} has: prepare --image-size "
                          f"{model.image_size}{' --color' if model.color else ''} into another folder.")  # fmt: skip
     commands.note_other_split(model.metadata, faces.summary)
     return faces
@@ -1037,6 +1045,8 @@ def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
     args.prepared = args.prepared or prepared_folder(size, color, args.data)
     if args.data and not args.resume:
         prepare(args, size, color)
+    elif args.center_crop != 1 and not args.data:
+        raise InputError("--center-crop goes with --data DIR: prepared faces are cut already.")
     faces = load_prepared(args.prepared, size, color)
     channels, _, found = faces.images.shape[1:]
     if args.image_size not in (None, found) or args.color not in (None, channels == 3):
@@ -1053,7 +1063,7 @@ def command_train(args: argparse.Namespace) -> int:
     test = Part(faces, "test", device)  # now: too few test people are to be known before the training
     if settings.init:
         commands.note_other_split(read_recogniser(settings.init)[1], faces.summary)
-    with commands.recorded(args, "reference" if args.reference else run_name(args)) as folder:
+    with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images for training, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
@@ -1066,20 +1076,17 @@ def command_train(args: argparse.Namespace) -> int:
               f"(best epoch: {course.best_epoch}).\nHistory: {folder / 'history.png'}; weights: {weights}")  # fmt: skip
         if not args.dry_run:
             save_recogniser(args.recogniser, course, faces, measured)
-            flags = changed_paths(args, prepared=prepared_folder(args.image_size, args.color), recogniser=RECOGNISER)
+            usual = prepared_folder(args.image_size, args.color)
+            flags = changed_paths(prepared=(args.prepared, usual), recogniser=(args.recogniser, RECOGNISER))
             print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}"
                   f"{own_verifier(args.recogniser)}")  # fmt: skip
     return 0
 
 
-def run_name(args: argparse.Namespace) -> str:
-    return f"{args.loss}-{args.backbone}".replace(":", "-")  # timm:NAME; Windows has no colons in names
-
-
-def changed_paths(args: argparse.Namespace, **usual: Path) -> str:
-    """The switches that the next command needs because these paths are not the usual ones."""
-    chosen = {name: getattr(args, name) or path for name, path in usual.items()}
-    return "".join(f" --{name} {shlex.quote(str(path))}" for name, path in chosen.items() if path != usual[name])
+def changed_paths(**paths: tuple[Path | None, Path]) -> str:
+    """The switches that the next command needs for those (chosen, usual) paths that are not the usual ones."""
+    return "".join(f" --{name} {shlex.quote(str(chosen))}" for name, (chosen, usual) in paths.items()
+                   if chosen not in (None, usual))  # fmt: skip
 
 
 def own_verifier(recogniser: Path) -> str:
@@ -1097,7 +1104,7 @@ def command_average(args: argparse.Namespace) -> int:
     if any(about[name] != abouts[0][name] for about in abouts for name in ("architecture", "crop", "normalised")):
         raise InputError("These weights are of several kinds: average those that were trained on from the same ones.")
     model = load_recogniser(args.weights[0], args.device)
-    faces = prepared_for(model, argparse.Namespace(prepared=args.prepared, recogniser=args.weights[0]))
+    faces = prepared_for(model, args.weights[0], args.prepared)
     mean = {name: torch.stack([each[name] for each in tensors]).float().mean(0) for name in tensors[0]}
     training.load_tensors(model, {name: value.to(tensors[0][name].dtype) for name, value in mean.items()}, args.output)
     validation, test = (Part(faces, name, training.choose_device(args.device)) for name in ("validation", "test"))
@@ -1107,8 +1114,8 @@ def command_average(args: argparse.Namespace) -> int:
     about = {"averaged": [path.name for path in args.weights], "minutes": sum(minutes.values()),
              "measured": {name: round(share, 4) for name, share in measured.items()}}  # fmt: skip
     training.save_weights(args.output, model, abouts[-1] | about)
-    chosen = argparse.Namespace(prepared=args.prepared, recogniser=args.output)
-    flags = changed_paths(chosen, prepared=prepared_folder(model.image_size, model.color), recogniser=RECOGNISER)
+    usual = prepared_folder(model.image_size, model.color)
+    flags = changed_paths(prepared=(args.prepared, usual), recogniser=(args.output, RECOGNISER))
     print(f"{args.output}: the mean of {len(tensors)} weights.\nNearer to their own person than to ten strangers: "
           f"{measured['one_of_eleven_validation']:.1%} of the faces of validation people (to choose by), "
           f"{measured['one_of_eleven_test']:.1%} of those of test people.\n"
@@ -1118,7 +1125,7 @@ def command_average(args: argparse.Namespace) -> int:
 
 def command_train_verify(args: argparse.Namespace) -> int:
     model, device = load_recogniser(args.recogniser, args.device), training.choose_device(args.device)
-    faces = prepared_for(model, args)
+    faces = prepared_for(model, args.recogniser, args.prepared)
     parts = {name: Part(faces, name, device, most_people=VERIFIER_PEOPLE) for name in datasets.SPLITS}
     embeddings = {name: embed(model, part.images, args.precision, args.tta) for name, part in parts.items()}
     verifier = train_verifier(embeddings["train"], parts["train"], args.epochs, args.seed)
@@ -1128,7 +1135,8 @@ def command_train_verify(args: argparse.Namespace) -> int:
     naming = {by: choose_naming_thresholds(similarity, embeddings["validation"], parts["validation"])
               for by, similarity in (("score", verifier), ("cosine", cosine))}  # fmt: skip
 
-    pairs = len(all_strangers(parts["validation"])[0])
+    people = len(parts["validation"].all_photos_of)
+    pairs = people * (people - 1) // 2
     for far in thresholds:
         if pairs * float(far) < 1:
             print(f"Note: {pairs} pairs of strangers are too few to choose a score for {float(far):.1%}.")
@@ -1140,10 +1148,11 @@ def command_train_verify(args: argparse.Namespace) -> int:
         "measured": {"balanced_accuracy_test": round(accuracy, 4)},
     })  # fmt: skip
     sizes = ", ".join(f"{threshold:.3f} with {size}" for size, threshold in naming["score"].items())
-    flags = changed_paths(args, prepared=prepared_folder(model.image_size, model.color), recogniser=RECOGNISER,
-                          verifier=VERIFIER)  # fmt: skip
+    usual = prepared_folder(model.image_size, model.color)
+    flags = changed_paths(prepared=(args.prepared, usual), recogniser=(args.recogniser, RECOGNISER),
+                          verifier=(args.verifier, VERIFIER))  # fmt: skip
     print(f"To name a face, at most 1 % of strangers getting a name: score {sizes} people enrolled.\n"
-          f"Weights: {args.verifier}. To measure all: evaluate{flags}")  # fmt: skip
+          f"Weights: {args.verifier}. To measure all: evaluate{flags}{' --tta' * args.tta}")  # fmt: skip
     return 0
 
 
@@ -1177,7 +1186,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
     else:
         if args.center_crop != 1:
             raise InputError("--center-crop goes with --images: prepared faces are cut already.")
-        part = Part(prepared_for(model, args), "test", training.choose_device(args.device))
+        part = Part(prepared_for(model, args.recogniser, args.prepared), "test", training.choose_device(args.device))
         report, scores, same = measure(verifier, embed(model, part.images, args.precision, args.tta), part)
     far, tar, _ = metrics.roc_curve(scores, same)
     charts.roc_chart(far, tar, args.charts / "roc.png", report["roc_auc"], report["eer"])
@@ -1243,27 +1252,27 @@ def command_compare(args: argparse.Namespace) -> int:
 
 def command_identify(args: argparse.Namespace) -> int:
     model, verifier = chosen_models(args)
-    known, crops = readable_crops(model, [photo.path for photo in datasets.folder_of_folders(args.gallery)], args)
+    _, crops, names = crops_of_people(model, args.gallery, args)
     asked, faces = readable_crops(model, photos_in(args.photos), args)
-    names = [path.relative_to(args.gallery).parts[0] for path in known]
     gallery, probes = embed(model, crops, tta=args.tta), embed(model, faces, tta=args.tta)
     similarity = verifier if args.by == "score" else cosine
     threshold = verifier.naming_threshold(len(set(names)), args.by) if args.threshold is None else args.threshold
     rows = []
     for path, (name, ranked) in zip(asked, identify(similarity, gallery, names, probes, threshold)):
-        best = ", ".join(f"{person} {value:.3f}" for person, value in ranked[: args.top])
-        row = {"photo": str(path), "name": name or "Unknown", f"best by {args.by}": best}
-        candidates = [{"name": person, args.by: value} for person, value in ranked[: args.top]]
-        rows.append({"photo": str(path), "name": name, "candidates": candidates} if args.json else row)
+        first = ranked[: args.top]
+        if args.json:
+            candidates = [{"name": person, args.by: value} for person, value in first]
+            rows.append({"photo": str(path), "name": name, "candidates": candidates})
+        else:
+            best = ", ".join(f"{person} {value:.3f}" for person, value in first)
+            rows.append({"photo": str(path), "name": name or "Unknown", f"best by {args.by}": best})
     commands.print_table(rows, args)
     return 0
 
 
 def command_visualize(args: argparse.Namespace) -> int:
     model = load_recogniser(args.recogniser, args.device)
-    person_of = {photo.path: photo.person for photo in datasets.folder_of_folders(args.folder)}
-    paths, faces = readable_crops(model, list(person_of), args)
-    names = [person_of[path] for path in paths]
+    paths, faces, names = crops_of_people(model, args.folder, args)
     points = maps.project(embed(model, faces, tta=args.tta).cpu().numpy(), args.method, args.seed)
     maps.map_png(points, names, args.output / "map.png")
     maps.map_page(points, names, faces, paths, args.output / "map.html")

@@ -296,7 +296,7 @@ def detect(model: Detector, photos: Sequence[Picture], threshold: float | None =
     """
     threshold, size = model.threshold if threshold is None else threshold, size or model.size
     results = []
-    for start in range(0, len(photos), batch_size):
+    for start in tqdm(range(0, len(photos), batch_size), "detecting", leave=False, disable=None, delay=3):
         fitted, sizes = [], []
         for photo in photos[start : start + batch_size]:
             image = open_photo(photo, max_pixels)
@@ -311,10 +311,7 @@ def detect(model: Detector, photos: Sequence[Picture], threshold: float | None =
 
 def detect_all(model: Detector, photos: Sequence[Picture], precision: str = "auto") -> list[tuple]:
     """For measuring: all boxes, down to the lowest scores."""
-    found = []
-    for start in tqdm(range(0, len(photos), 8), "detecting", leave=False, disable=None):
-        found += detect(model, photos[start : start + 8], 0.0, precision=precision, max_pixels=sys.maxsize)
-    return found
+    return detect(model, photos, 0.0, precision=precision, max_pixels=sys.maxsize)
 
 
 # ---------------------------------------------------------------- training
@@ -442,7 +439,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chain:
-    """The four models, loaded. `made_with` tells them and the alignment: another one's embeddings are of no use."""
+    """The four models, loaded.
+
+    `made_with` tells the alignment and the three models that make embeddings: those made with others are of no use.
+    """
 
     detector: Detector
     landmarker: face_landmark.Landmarker
@@ -657,7 +657,8 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
     """
     size, face_of = 2 * chain.recogniser.image_size, {}
     for face in gallery.faces:
-        about = hashlib.sha256(repr((face.sha256, face.landmarks, chain.align, size)).encode()).hexdigest()
+        look = chain.align, size, chain.recogniser.color
+        about = hashlib.sha256(repr((face.sha256, face.landmarks, look)).encode()).hexdigest()
         face_of[folder / f"{Path(face.file).with_suffix('')}-{about[:8]}.png"] = face
     there = {path for path in folder.rglob("[!.]*.png") if path.is_file()} if folder.is_dir() else set()
     for path in tqdm(face_of.keys() - there, "cutting", leave=False, disable=None):

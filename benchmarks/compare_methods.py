@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import face_recognition
 from facekit import backbones, commands, training
-from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.files import InputError, read_json, write_json, write_text
 
 SCRIPT = Path(face_recognition.__file__)
 COLUMNS = {  # of the report: as the table calls it
@@ -92,8 +92,7 @@ def write_table(reports: dict[str, dict], args: argparse.Namespace) -> None:
     about = (f"{args.minutes:g} minutes of training each on {machine}; {counts['people']} people, {counts['images']} "
              f"images, {counts['pairs']} pairs; in brackets 95 % intervals, by resampling people")  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}\n"
-    with written_whole(args.output / "table.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(args.output / "table.md", text)
     print(text, flush=True)
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import face_landmark
 import face_recognition
-import fasterrcnn_face_recognition as names
+import fasterrcnn_face_recognition as chain_script
 from facekit import datasets, synthetic, training
 from facekit.images import MAX_PIXELS, face_pixels
 
@@ -146,43 +146,43 @@ def finding_landmarks(rounds: int, count: int = 64) -> tuple[str, str, str, floa
 
 def detecting(rounds: int, count: int = 8) -> tuple[str, str, str, float, float]:
     """Photos of 400x300, which the detector sees enlarged to its own size."""
-    model = names.load_detector()
+    model = chain_script.load_detector()
     photos = [synthetic.draw_scene([n + 1, n + 2, n + 3], n, size=(400, 300)).pixels for n in range(count)]
 
     def one_by_one() -> None:
         for photo in photos:
-            names.detect(model, [photo])
+            chain_script.detect(model, [photo])
 
-    a, b = in_turns(lambda: names.detect(model, photos), one_by_one, rounds)
+    a, b = in_turns(lambda: chain_script.detect(model, photos), one_by_one, rounds)
     return f"the detector, photos of 400×300, {count} at a time", "photos/s", "one at a time", count / a, count / b
 
 
 def chain(rounds: int, count: int = 8) -> tuple[str, str, str, float, float]:
     """From photos of 640x480 with one face to embeddings: detector, landmarks, warp, recogniser."""
-    models = names.load_chain()
+    models = chain_script.load_chain()
     photos = [Image.fromarray(synthetic.draw_scene([n + 1], n).pixels) for n in range(count)]
 
     def one_by_one() -> None:
         for photo in photos:
-            names.see_faces(models, [photo])
+            chain_script.see_faces(models, [photo])
 
-    a, b = in_turns(lambda: names.see_faces(models, photos), one_by_one, rounds)
+    a, b = in_turns(lambda: chain_script.see_faces(models, photos), one_by_one, rounds)
     what = f"the chain, photos of 640×480 with one face, {count} at a time"
     return what, "photos/s", "one at a time", count / a, count / b
 
 
 def whole_answer(rounds: int) -> float:
     """Median seconds from the file of such a photo to its printed name and its drawn picture, all loaded before."""
-    models = names.load_chain()
+    models = chain_script.load_chain()
     with tempfile.TemporaryDirectory() as folder:
-        gallery = names.open_gallery(models, names.PEOPLE, Path(folder, "gallery"))
+        gallery = chain_script.open_gallery(models, chain_script.PEOPLE, Path(folder, "gallery"))
         Image.fromarray(synthetic.draw_scene([1], 0).pixels).save(Path(folder, "photo.jpg"))
         args = argparse.Namespace(max_pixels=MAX_PIXELS, threshold=None, far=None, allow_repeats=False,
                                   size=None, output=Path(folder, "out.png"))  # fmt: skip
 
         def answer() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                names.answer_photo(models, gallery, Path(folder, "photo.jpg"), args)
+                chain_script.answer_photo(models, gallery, Path(folder, "photo.jpg"), args)
 
         answer()
         return statistics.median(seconds(answer) for _ in range(2 * rounds))

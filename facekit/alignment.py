@@ -29,7 +29,7 @@ MAX_SAMPLES = 16  # along each side of a crop pixel: every pixel of a face 16 ti
 def region(landmarks: np.ndarray, size: int) -> np.ndarray:
     """The upright square around the landmarks, of side 3 times the larger of their width and height.
 
-    The reference finds the landmarks again in this crop, three times in all: face_landmark.find_landmarks does so.
+    The reference finds the landmarks again in this crop, three times in all; so does the chain with --align region.
     InputError when the landmarks are not (5, 2) finite numbers or coincide.
     """
     points = _checked(landmarks)

@@ -1,4 +1,4 @@
-"""Charts as PNG files, drawn without a window: ROC curve, score histogram, history of a training."""
+"""Charts as PNG files, drawn without a window: of pairs, galleries, boxes, landmarks, and of a training."""
 
 from __future__ import annotations
 

@@ -125,11 +125,11 @@ class Stopped(Exception):
 def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     """The folder of a training: checkpoint, history, log.txt with what is printed, config.yaml to run it again.
 
-    outputs/DATE-NAME, with -2 and so on where that is there; with --resume the one of this name that was saved last.
+    outputs/DATE-NAME, with +2 and so on where that is there; with --resume the one of this name that was saved last.
     A dry run has `dry_run` beside the prepared data. Ctrl-C becomes Stopped, which says how to go on. InputError when
     there is nothing to resume.
     """
-    name = args.name or name
+    name = _plain(args.name or name)
     if args.dry_run:
         folder = args.prepared / "dry_run"
     elif args.resume:
@@ -157,20 +157,25 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
             raise Stopped(how_to_go_on()) from None
 
 
+def _plain(name: str) -> str:
+    """As a folder can be called on every system; the + is kept for the numbers of runs with the same name."""
+    return re.sub(r'[<>:"/\\|?*+]', "-", name)
+
+
 def _new_folder(path: Path) -> Path:
-    """Makes `path`, or path-2 and so on where that is there, also when two trainings start together."""
+    """Makes `path`, or path+2 and so on where that is there, also when two trainings start together."""
     folder = path
     for number in itertools.count(2):
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             break
-        folder = Path(f"{path}-{number}")
+        folder = Path(f"{path}+{number}")
     return folder
 
 
 def last_run(name: str) -> Path | None:
     """The folder of the training of this name that was saved last."""
-    this_name = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(name)}(-\d+)?")
+    this_name = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(_plain(name))}(\+\d+)?")
     saved = [path for path in OUTPUTS.glob("*/checkpoint.pt") if this_name.fullmatch(path.parent.name)]
     return max(saved, key=lambda path: path.stat().st_mtime).parent if saved else None
 

@@ -136,9 +136,8 @@ def folder_of_folders(root: str | Path, crop_fraction: float = 1.0) -> list[Phot
 # -------------------------------------------------------------------------------------- who is in which split
 
 
-def split_people(people: Mapping[str, int], seed: int = 0,
-                 fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> dict[str, str]:
-    """Gives every person (name -> number of photos) one of "train", "validation", "test".
+def split_people(people: Mapping[str, int], seed: int = 0) -> dict[str, str]:
+    """Gives every person (name -> number of photos) "train" (80 %), "validation" (10 %) or "test" (10 %).
 
     By rank of a hash of seed and name: the same on every machine and in every order. People with one photo
     are split apart from the others, so that every part gets its share of both. Three people with two or more
@@ -146,14 +145,13 @@ def split_people(people: Mapping[str, int], seed: int = 0,
     """
     several = [person for person, photos in people.items() if photos >= 2]
     single = [person for person, photos in people.items() if photos < 2]
-    return _split_group(several, seed, fractions, everywhere=True) | _split_group(single, seed, fractions)
+    return _split_group(several, seed, everywhere=True) | _split_group(single, seed)
 
 
-def _split_group(people: Iterable[str], seed: int, fractions: Sequence[float],
-                 everywhere: bool = False) -> dict[str, str]:
+def _split_group(people: Iterable[str], seed: int, everywhere: bool = False) -> dict[str, str]:
     ranked = sorted(people, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).hexdigest())
     count = len(ranked)
-    train, seen = round(count * fractions[0]), round(count * (fractions[0] + fractions[1]))
+    train, seen = round(count * 0.8), round(count * 0.9)
     if everywhere and count >= 3:
         train = min(max(train, 1), count - 2)
         seen = min(max(seen, train + 1), count - 1)

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from facekit.datasets import SPLITS, split_digest
 from facekit.files import InputError, printable, read_json, write_csv, write_json, written_whole
-from facekit.images import MAX_PIXELS, contact_sheet, find_files, find_photos, open_photo
+from facekit.images import MAX_PIXELS, contact_sheet, find_files, find_photos, open_photo, picture_of
 from facekit.parallel import in_parallel
 from facekit.synthetic import DrawnScene, draw_scene
 
@@ -76,7 +76,8 @@ class PhotoSet:
 
 def find_known(root: str | Path = "dataset") -> list[BoxedPhoto]:
     """The photos of the known data sets below `root`; sets that are not there are left out."""
-    return [photo for name in KNOWN if Path(root, name).is_dir() for photo in read_folder(Path(root, name))]
+    return [replace(photo, source=name) for name in KNOWN if Path(root, name).is_dir()
+            for photo in read_folder(Path(root, name))]  # fmt: skip
 
 
 def read_folder(folder: str | Path) -> list[BoxedPhoto]:
@@ -265,7 +266,7 @@ def boxes_within(photo: BoxedPhoto, width: int, height: int) -> np.ndarray:
     InputError when the boxes were marked on a picture of another shape.
     """
     told_width, told_height = photo.size or (width, height)
-    if abs(told_width * height / (told_height * width) - 1) > 0.02:
+    if abs(told_width * height - told_height * width) >= 0.02 * told_height * width:  # >= is for 0 x 0, too
         raise InputError(f"{photo.path} is {width} x {height}, but its boxes are for a picture of {told_width} x "
                          f"{told_height}: correct its lines.")  # fmt: skip
     return clean_boxes(photo.boxes * np.tile((width / told_width, height / told_height), 2), width, height)
@@ -316,7 +317,7 @@ def _write_contact_sheets(photos: PhotoSet, folder: Path, seed: int) -> None:
 def picture_with_boxes(photo: np.ndarray, right: np.ndarray, wrong: np.ndarray = NO_BOXES,
                        missed: np.ndarray = NO_BOXES, size: int = 256) -> np.ndarray:
     """The photo, uint8 (3, H, W), with green, red and yellow boxes on a square of `size`: uint8 (3, size, size)."""
-    image = Image.fromarray(photo.transpose(1, 2, 0))
+    image = picture_of(photo)
     scale = size / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     square = Image.new("RGB", (size, size))

@@ -276,7 +276,7 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
         finally:
             progress.close()
             gallery = _gallery(entries, found, made_with)
-            if _entries(gallery).keys() != known.keys() or changed or made_with != before.made_with:
+            if changed or entries.keys() != known.keys() or made_with != before.made_with:
                 _save(gallery, saved)
         return gallery
 
@@ -301,6 +301,11 @@ def _gallery(entries: dict[str, Entry], order: Iterable[str], made_with: Any) ->
     return Gallery(np.stack(embeddings), list(photos), rejected, made_with)
 
 
+def _is_text(name: str) -> bool:
+    """Whether it can be printed and stored: without control characters, and no bytes that are no text."""
+    return name == printable(name) and not CONTROL.search(name)
+
+
 def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]]:
     """PERSON/photo.jpg -> (size, mtime_ns). Says what lies in the wrong place."""
     found, astray, people = {}, [], set()
@@ -308,7 +313,7 @@ def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]
         file = path.relative_to(folder).as_posix()
         if "/" not in file:
             astray.append(path.name)
-        elif file != printable(file) or CONTROL.search(file):
+        elif not _is_text(file):
             people.add(file.split("/")[0])
             say(f"{shown(path)} is left out: there are control characters in its name, or bytes that are no text; "
                 "rename it.")
@@ -385,8 +390,8 @@ def enroll(folder: str | Path, name: str, photos: Sequence[str | Path],
     person = person_folder(folder, name)
     for photo in photos:
         open_photo(photo, max_pixels)
-        if photo.suffix.lower() not in SUFFIXES or photo.name.startswith(".") or photo.name != printable(photo.name):
-            raise InputError(f"{printable(photo)} is not named like a photo: rename it to something like photo.jpg.")
+        if photo.suffix.lower() not in SUFFIXES or photo.name.startswith(".") or not _is_text(photo.name):
+            raise InputError(f"{shown(photo)} is not named like a photo: rename it to something like photo.jpg.")
     try:
         person.mkdir(parents=True, exist_ok=True)
         contents = {_digest(there.read_bytes()) for there in find_photos(person)}

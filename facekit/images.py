@@ -286,6 +286,11 @@ def _natural_order(path: str) -> tuple[list[int | str], str]:
     return [int(piece) if piece.isdecimal() else piece for piece in pieces], path
 
 
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """uint8 (C, H, W), C 1 or 3 -> the picture, grey or in colour."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
 def contact_sheet(pictures: np.ndarray, path: str | Path, columns: int = 16,
                   captions: Sequence[str] | None = None) -> None:
     """Writes pictures, uint8 (N, C, H, W) with C 1 or 3, as one PNG or JPEG, captions below them."""
@@ -298,7 +303,7 @@ def contact_sheet(pictures: np.ndarray, path: str | Path, columns: int = 16,
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
         corner = (column * width, row * (height + line))
-        sheet.paste(Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)), corner)
+        sheet.paste(picture_of(picture), corner)
         if captions:
             _write_caption(sheet, captions[number], (corner[0], corner[1] + height), width)
     with written_whole(path) as temporary:

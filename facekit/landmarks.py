@@ -24,7 +24,7 @@ from tqdm import tqdm
 from facekit import alignment
 from facekit.datasets import SPLITS, split_digest, split_people
 from facekit.files import InputError, printable, read_json, write_csv, write_json, written_whole
-from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_files, find_photos, open_photo
+from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_files, find_photos, open_photo, picture_of
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 MIRRORED = [1, 0, 2, 4, 3]  # which point each one becomes in a mirror
@@ -83,7 +83,7 @@ def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace
     one_group = len({_group_of(row[0]) for row in rows}) == 1  # img_001.png, img_002.png: the names tell nothing
     words = {match[0] if (match := re.match(r"[a-z]+(?=_)", Path(row[0]).name)) else "" for row in rows}
     are_sources = "" not in words and len(words) < 10  # more would be people, not collections
-    folder = path.parent if pictures is None else pictures
+    folder = (path.parent if pictures is None else pictures).resolve()
     return [
         MarkedFace(folder / file, points, file, Path(file).name.split("_")[0] if are_sources else folder.name,
                    file if one_group else _group_of(file))  # fmt: skip
@@ -138,7 +138,7 @@ def read_pts(photo: Path) -> MarkedFace:
     center, side = (points.min(0) + points.max(0)) / 2, 4 * np.ptp(points, axis=0).max()
     box = (*(center - side / 2), *(center + side / 2))
     group = re.sub(r"(\d)_\d+$", r"\1", photo.stem.removesuffix("_mirror"))  # image_003_1 and _2 are of one photo
-    return MarkedFace(photo, points, photo.name, photo.parent.name, group, box)
+    return MarkedFace(photo, points, photo.name, photo.parent.resolve().name, group, box)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -304,7 +304,7 @@ def with_points(pictures: np.ndarray, *point_sets: np.ndarray, scale: int = 1) -
     """Pictures (N, C, H, W) uint8, C 1 or 3 -> RGB (N, 3, H, W) with dots: the first points green, further ones red."""
     drawn = []
     for number, picture in enumerate(pictures):
-        image = Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)).convert("RGB")
+        image = picture_of(picture).convert("RGB")
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(image)
         for points, colour in zip(point_sets, ("#30e060", "#ff4040")):

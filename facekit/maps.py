@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from facekit.charts import COLOURS
-from facekit.files import InputError, written_whole
+from facekit.files import InputError, write_text, written_whole
+from facekit.images import picture_of
 
 SHOWN_PEOPLE = 20  # with a look and a line in the legend each; more could not be told apart
 MARKERS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up"}  # in Matplotlib: in Plotly
@@ -132,8 +132,7 @@ def map_page(
         default_height="100vh",
         config=dict(scrollZoom=True, displaylogo=False, responsive=True, showSendToCloud=False),  # faces stay here
     )
-    with written_whole(path) as temporary:
-        temporary.write_text(PAGE.replace("PLOT", plot), encoding="utf-8")
+    write_text(path, PAGE.replace("PLOT", plot))
 
 
 PAGE = """<!DOCTYPE html>
@@ -200,7 +199,6 @@ def _displayable(text: str | Path) -> str:
 
 def _jpeg_url(picture: np.ndarray) -> str:
     """uint8 (C, H, W) with C 1 or 3 -> the picture inside an address."""
-    image = Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    picture_of(picture).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

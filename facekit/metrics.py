@@ -7,7 +7,7 @@ function has it, says how often each pair counts; without it each counts once.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from facekit.files import InputError
 
 REPORTED_FARS = (0.01, 0.001, 0.0001)
+TAILS = (0.025, 0.975)  # of a 95 % interval
 
 # ---- verification ----------------------------------------------------------------------------------------
 
@@ -146,12 +147,6 @@ def _checked_pairs(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np
 # ---- retrieval -------------------------------------------------------------------------------------------
 
 
-def retrieval_metrics(embeddings: np.ndarray, people: np.ndarray, block: int = 256) -> dict[str, float]:
-    """Means over all queries of Recall@1, R-Precision and MAP@R; see `retrieval_per_query`."""
-    per_query = retrieval_per_query(embeddings, people, block)
-    return {name: float(per_query[name].mean()) for name in ("recall_at_1", "r_precision", "map_at_r")}
-
-
 def retrieval_per_query(
     embeddings: np.ndarray, people: np.ndarray, block: int = 256
 ) -> dict[str, np.ndarray]:
@@ -255,14 +250,14 @@ def _members(people: np.ndarray) -> dict[object, np.ndarray]:
 
 
 def sample_pairs(
-    people: np.ndarray, rng: np.random.Generator, per_person: int = 3, maximum: int | None = None
+    people: np.ndarray, rng: np.random.Generator, per_person: int = 3,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws verification pairs among images, as many of one person as of two, none twice.
 
     `people` (N,) says whose image it is. Of a person come at most `per_person` same-person pairs, and two
     people for a different-person pair are drawn before their images, so that nobody with many images
     dominates. Returns image numbers `first` (P,) and `second` (P,), and `same` (P,); the same-person pairs
-    stand first. There are at most `maximum` pairs together. ValueError when no pairs of either kind exist.
+    stand first. ValueError when no pairs of either kind exist.
     """
     members = list(_members(np.asarray(people)).values())
     same_pairs = [_pairs_within(images, rng, per_person) for images in members if len(images) > 1]
@@ -271,8 +266,6 @@ def sample_pairs(
     same_pairs = rng.permutation(np.concatenate(same_pairs))
     possible = (len(people) ** 2 - sum(len(images) ** 2 for images in members)) // 2
     count = min(len(same_pairs), possible)
-    if maximum is not None:
-        count = min(count, max(maximum // 2, 1))
     pairs = np.concatenate([same_pairs[:count], _pairs_between(members, rng, count)])
     return pairs[:, 0], pairs[:, 1], np.repeat([True, False], count)
 
@@ -355,21 +348,16 @@ def people_interval(
     values: np.ndarray,
     people: np.ndarray,
     rng: np.random.Generator,
-    statistic: Callable[[np.ndarray], float] = np.mean,
     samples: int = 1000,
-    level: float = 0.95,
 ) -> tuple[float, float]:
-    """Bootstrap interval of `statistic(values)` for new people, not only for new images of these people.
+    """Bootstrap 95 % interval of the mean for new people, not only for new images of these people.
 
     People are drawn with replacement, as many as there are; all values (V,) of a person, `people` (V,), come
-    along as often as the person is drawn. The interval holds the middle `level` of the `samples` statistics.
+    along as often as the person is drawn. The interval holds the middle 95 % of the means of so many samples.
     """
-    values = np.asarray(values)
     names, person = np.unique(people, return_inverse=True)
-    drawn = [
-        statistic(np.repeat(values, _draw_counts(len(names), rng)[person], axis=0)) for _ in range(samples)
-    ]
-    low, high = np.quantile(drawn, _tails(level))
+    drawn = [np.repeat(values, _draw_counts(len(names), rng)[person]).mean() for _ in range(samples)]
+    low, high = np.quantile(drawn, TAILS)
     return float(low), float(high)
 
 
@@ -437,7 +425,7 @@ def verification_report(
 
     values = measure()
     weights = resampled_pair_weights(first_people, second_people, same, rng, samples)
-    low_high = np.quantile([list(measure(drawn).values()) for drawn in weights], _tails(0.95), axis=0)
+    low_high = np.quantile([list(measure(drawn).values()) for drawn in weights], TAILS, axis=0)
     intervals = dict(zip(values, low_high.T.tolist()))
     if correct is not None:
         values["accuracy"] = ten_fold_accuracy(scores, same, folds)[0]
@@ -453,7 +441,3 @@ def verification_report(
 def _draw_counts(count: int, rng: np.random.Generator) -> np.ndarray:
     """How often each of `count` things is drawn in as many draws with replacement: (count,)."""
     return np.bincount(rng.integers(0, count, size=count), minlength=count)
-
-
-def _tails(level: float) -> tuple[float, float]:
-    return (1 - level) / 2, (1 + level) / 2

@@ -346,7 +346,7 @@ def draw_face(person: Person, picture: int, size: int = 112, zoom: float = 1.0) 
 
 
 def draw_scene(
-    identities: list[int], seed: int, size: tuple[int, int] = (640, 480), people_seed: int = 0
+    identities: list[int], seed: int, size: tuple[int, int] = (640, 480)
 ) -> DrawnScene:
     """A photo, size (width, height), of people before a cluttered background, the nearest first in the list.
 
@@ -357,7 +357,7 @@ def draw_scene(
     image = _background(rng, width, height, clutter=int(rng.integers(4, 16)))
     camera = replace(_circumstances(rng), blur=float(rng.uniform(-0.8, 0.8)) * 112 / width)
     light = {name: getattr(camera, name) for name in ("light_x", "light_y", "ambient", "warmth")}
-    crowd = [(make_person(i, people_seed), replace(_circumstances(rng), **light)) for i in identities]
+    crowd = [(make_person(i), replace(_circumstances(rng), **light)) for i in identities]
     views = _placed(crowd, width, height, rng)
     for one, view in reversed(list(zip(crowd, views))):
         paint_person(image, *one, view, rng)

@@ -1,10 +1,19 @@
-"""Drawn faces that several test files share, made once a run."""
+"""Drawn faces that several test files share, made once a run; and the same precision on every processor."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from facekit import datasets, synthetic
+from facekit import datasets, synthetic, training
+
+
+@pytest.fixture(scope="session", autouse=True)
+def automatic_precision_is_float32() -> Iterator[None]:
+    """So that numbers can be compared closely; tests of bfloat16 ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "bfloat16_is_fast", lambda device: False)
+        yield
 
 
 @pytest.fixture(scope="session")

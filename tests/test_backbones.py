@@ -410,6 +410,9 @@ def test_the_kernel_is_not_used_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
 def test_without_the_kernel_cuda_takes_the_plain_scan(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)  # import mamba_ssm fails
     assert backbones.cuda_kernel() is None
+    inputs = [tensor.detach() for tensor in scan_inputs(2, 6, 5, 4)]
+    y = backbones.selective_scan(*(tensor.as_subclass(OnCuda) for tensor in inputs))
+    torch.testing.assert_close(y.as_subclass(Tensor), scan_step_by_step(*inputs))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -188,14 +188,16 @@ def test_a_run_is_recorded_and_its_file_runs_it_again(tmp_path: Path, monkeypatc
 def test_each_run_has_its_own_folder_and_resume_finds_the_last(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = []
-    for when, name in enumerate(["one", "one", "two", "one-2x"]):
+    for when, name in enumerate(["one", "one", "two", "one-2", "up/one+3"]):
         with commands.recorded(parse_run("--name", name), "unused") as folder:
             (folder / "checkpoint.pt").touch()
             os.utime(folder / "checkpoint.pt", (when, when))
         folders.append(folder)
-    assert len(set(folders)) == 4 and folders[1].name == f"{date.today()}-one-2"
+    assert len(set(folders)) == 5 and folders[1].name == f"{date.today()}-one+2"
     with commands.recorded(parse_run("--resume"), "one") as folder:
         assert folder == folders[1]
+    with commands.recorded(parse_run("--resume"), "up/one+3") as folder:
+        assert folder == folders[4] and folder.name == f"{date.today()}-up-one-3"
     with pytest.raises(InputError, match="no training called three"), commands.recorded(parse_run("--resume"), "three"):
         pass
     with commands.recorded(parse_run("--dry-run"), "one") as folder:

@@ -53,7 +53,7 @@ def calls(compare_methods: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_every_loss_is_trained_and_the_backbones_with_the_best(compare_methods: ModuleType, calls: list,
                                                                tmp_path: Path):  # fmt: skip
-    begun = Path("outputs/2026-01-01-methods-resnet18-arcface-2")
+    begun = Path("outputs/2026-01-01-methods-resnet18-arcface+2")
     begun.mkdir(parents=True)
     (begun / "checkpoint.pt").touch()
     args = Namespace(data=tmp_path, output=Path("methods"), minutes=7)

@@ -79,15 +79,16 @@ def test_many_prefixes_are_no_sources(tmp_path: Path):
 
 def test_bbox_train_csv_is_scaled_to_the_photo(tmp_path: Path):
     folder = tmp_path / "count-the-number-of-faces-present-in-an-image" / "train"
-    for number in range(3):
+    for number in range(4):
         save_photo(folder / "image_data" / f"1000{number}.jpg", (60, 40), colour=40 * number)
     write_lines(folder / "bbox_train.csv", "Name,width,height,xmin,ymin,xmax,ymax", "10000.jpg,120,80,20,20,40,44",
-                "10000.jpg,120,80,60,20,80,44", "10001.jpg,60,40,5,5,15,15", "10002.jpg,40,60,5,5,15,15")  # fmt: skip
+                "10000.jpg,120,80,60,20,80,44", "10001.jpg,60,40,5,5,15,15", "10002.jpg,40,60,5,5,15,15",
+                "10003.jpg,60,0,5,5,15,15")  # fmt: skip
     photos = detection.find_known(tmp_path)
-    assert {photo.source for photo in photos} == {"train"}
+    assert {photo.source for photo in photos} == {folder.parent.name}
     summary = detection.pack_photos(photos, tmp_path / "packed", size=30)
-    assert [item["file"] for item in summary["skipped"]] == [str(folder / "image_data" / "10002.jpg")]
-    assert "40 x 60" in summary["skipped"][0]["why"]
+    assert [item["file"] for item in summary["skipped"]] == [str(folder / f"image_data/1000{n}.jpg") for n in (2, 3)]
+    assert "40 x 60" in summary["skipped"][0]["why"] and "60 x 0" in summary["skipped"][1]["why"]
     packed = detection.load_photos(tmp_path / "packed")
     assert packed.photo(0).shape == (3, 20, 30)
     np.testing.assert_allclose(packed.boxes[0], [[5, 5, 10, 11], [15, 5, 20, 11]])
@@ -609,6 +610,33 @@ def test_prepare_and_a_dry_run(scenes: Path, tmp_path: Path, small_crops: None, 
     assert fr.main(["train", "--prepared", str(prepared), "--detector", str(weights), "--dry-run",
                     "--batch-size", "2"]) == 0  # fmt: skip
     assert not weights.exists() and (prepared / "dry_run" / "detection.safetensors").exists()
+
+
+def test_train_obeys_its_switches_and_goes_on_after_a_stop(packed: Path, tmp_path: Path, small_crops: None,
+                                                          monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fr, "Settings", partial(fr.Settings, epoch_photos=8))
+    finish_epoch = fr.finish_epoch
+
+    def stopped(*arguments: object) -> None:
+        finish_epoch(*arguments)
+        raise KeyboardInterrupt
+
+    command = ["train", "--prepared", str(packed), "--detector", "mine.safetensors", "--device", "cpu", "--epochs", "2",
+               "--batch-size", "4", "--learning-rate", "1e-4", "--seed", "5", "--name", "mine"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(fr, "finish_epoch", stopped)
+        assert fr.main(command) == 130
+    assert "--resume" in capsys.readouterr().out and not Path("mine.safetensors").exists()
+    assert fr.main([*command, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2" in printed and "epoch 1" not in printed
+    chosen = fr.load_detector("mine.safetensors", "cpu").metadata["settings"]
+    assert [chosen[name] for name in ("epochs", "batch_size", "learning_rate", "seed")] == [2, 4, 1e-4, 5]
+    (folder,) = Path("outputs").iterdir()
+    assert folder.name.endswith("-mine")
+    assert [row["epoch"] for row in csv.DictReader((folder / "history.csv").open())] == ["1", "2"]
 
 
 def test_prepare_draws_when_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

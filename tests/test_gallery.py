@@ -660,6 +660,13 @@ def test_enroll_copies_nothing_when_one_photo_is_bad(folder: Path, bad: str):
     assert not (folder / "Ann").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such names on Windows")
+def test_enroll_takes_no_photo_that_the_gallery_would_leave_out(folder: Path):
+    with pytest.raises(InputError, match="rename it to something like photo.jpg"):
+        enroll(folder, "Ann", [save_photo(folder.parent / "a\tb.png", 5)])
+    assert not (folder / "Ann").exists()
+
+
 @pytest.mark.parametrize("name, hint", [
     ("Person 1", "did you mean person 1"), ("PERSON1", "person 1"), ("..", "look there"), ("", "look there"),
     ("person 1/", "did you mean"), ("somebody else", "look there"), (".", "look there"), ("x\ud800", "look there")])

@@ -1234,7 +1234,7 @@ def test_the_mean_of_weights(workplace_with_weights: Path, capsys: pytest.Captur
 
 
 def test_center_crop_without_photos_to_cut_is_an_error(workplace_with_weights: Path, capsys: pytest.CaptureFixture):
-    for arguments in (["evaluate"], ["prepare"], ["train", "--data", "synthetic"]):
+    for arguments in (["evaluate"], ["prepare"], ["train"], ["train", "--data", "synthetic"]):
         assert fr.main([*arguments, "--center-crop", "0.8"]) == 2
         assert capsys.readouterr().err.startswith("error: --center-crop goes with --")
 
@@ -1393,7 +1393,7 @@ def test_visualize_draws_a_map(prepared: Path, workplace_with_weights: Path, cap
         shutil.copytree(drawn_photo(prepared, person, 1).parent, f"people/Person {person}")
     assert fr.main(["visualize", "people", "--method", "pca", "--output", "map", "--device", "cpu"]) == 0
     assert "12 photos of 2 people: map/map.html, map/map.png" in capsys.readouterr().out
-    assert "person 1" in Path("map/map.html").read_text(encoding="utf-8") and Image.open("map/map.png").width > 300
+    assert "Person 1" in Path("map/map.html").read_text(encoding="utf-8") and Image.open("map/map.png").width > 300
 
 
 def test_an_export_that_gives_other_numbers_is_an_error(workplace_with_weights: Path, monkeypatch, capsys):
@@ -1536,8 +1536,8 @@ def test_another_split_is_noted(faces: FaceSet, prepared: Path, capsys: pytest.C
     def trained_on(digest: str) -> SimpleNamespace:
         return SimpleNamespace(image_size=80, color=False, metadata={"data": {"split_digest": digest}})
 
-    args = SimpleNamespace(prepared=prepared, recogniser="mine")
-    fr.prepared_for(trained_on(faces.summary["split_digest"]), args)
+    arguments = Path("mine"), prepared
+    fr.prepared_for(trained_on(faces.summary["split_digest"]), *arguments)
     assert capsys.readouterr() == ("", "")
-    fr.prepared_for(trained_on("another"), args)
+    fr.prepared_for(trained_on("another"), *arguments)
     assert "trained on another split" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from facekit import training
 from facekit.files import InputError, read_json, write_json, written_whole
+from facekit.training import bfloat16_is_fast
 
 CPU = torch.device("cpu")
 METADATA = {"architecture": "small", "note": "Zoë, 李小龙"}
@@ -130,7 +131,7 @@ def test_automatic_precision_is_bfloat16_where_it_is_fast(monkeypatch: pytest.Mo
 def test_bfloat16_is_fast_with_amx_or_avx512_bf16(monkeypatch: pytest.MonkeyPatch, tiles: bool, products: bool):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
-    assert training.bfloat16_is_fast(CPU) is (tiles or products)
+    assert bfloat16_is_fast(CPU) is (tiles or products)
 
 
 # ---------------------------------------------------------------- weights
