@@ -313,7 +313,7 @@ def test_smooth_triplet_loss_stays_finite_at_the_extremes(scale: float, precisio
         with training.autocast(CPU, precision):
             loss = fr.smooth_triplet_loss(embeddings, torch.tensor(people), scale, margin=0.1)
         loss.backward()
-        assert float(loss) == pytest.approx(per_anchor, rel=0.05 if precision == "bfloat16" else 1e-5)
+        assert loss.item() == pytest.approx(per_anchor, rel=0.05 if precision == "bfloat16" else 1e-5)
         assert embeddings.grad.isfinite().all()
 
 
