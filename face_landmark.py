@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from facekit import alignment, charts, commands, drawing, landmarks, metrics, synthetic, training
-from facekit.files import InputError
+from facekit.files import InputError, free_name
 from facekit.images import MAX_PIXELS, contact_sheet, open_photo, photos_in, places_below
 from facekit.landmarks import MIRRORED, PACKED_SIZE, POINTS
 
@@ -613,8 +613,14 @@ def write_worst(pictures: Sequence[Image.Image], marked: np.ndarray, found: np.n
 def command_detect(args: argparse.Namespace) -> int:
     model = load_landmarker(args.weights, args.device)
     if not args.paths:
-        return commands.ask_for_photos(
-            lambda path: detect_one(model, path, args.out and args.out / f"{path.name}.png", args))
+        drawn: dict[Path, Path] = {}  # of photos of one name in two folders, both are kept
+
+        def answer(path: Path) -> None:
+            if args.out and path not in drawn:
+                drawn[path] = free_name(args.out / f"{path.name}.png")
+            detect_one(model, path, drawn.get(path), args)
+
+        return commands.ask_for_photos(answer)
     paths = photos_in(args.paths, args.out)
     print(f"Running on {training.describe(next(model.parameters()).device)}.", file=sys.stderr)
     failed = 0
@@ -641,7 +647,7 @@ def detect_one(model: Landmarker, path: Path, drawn: Path | None, args: argparse
 
 # ---------------------------------------------------------------- command line
 
-OPTIONS = commands.OPTIONS | {  # of more than one command
+OPTIONS = commands.OPTIONS | commands.with_defaults(Settings(), REFERENCE) | {  # of more than one command
     "--prepared": dict(type=Path, default=PREPARED, metavar="DIR", help=f"prepared faces [{PREPARED}]"),
     "--weights": dict(type=Path, default=WEIGHTS, metavar="FILE", help=f"[{WEIGHTS}]"),
 }

@@ -67,6 +67,7 @@ NEAREST = 10  # gallery faces that the chain shows to the verifier, to name a fa
 GALLERY_SIZES = (1, 3, 10, 30, 100, 300)  # people, for which train-verify chooses thresholds
 VERIFIER_PEOPLE = 3000  # of each part: enough for 33 weights, and for a false-accept rate of 0.1 %
 PICTURES_PER_DRAWN_PERSON = 8
+TEACHING = 100  # the weight of a teacher's cosines in the loss
 LARGEST_EXPORT_ERROR = 1e-3  # of an exported model's numbers
 
 SYNTHETIC = Path("synthetic")  # the name of the drawn faces for --data
@@ -93,6 +94,7 @@ class Settings:
     hard_only: bool = False  # learn only from the triplets that the model gets wrong
     mine_from: float = 0.4  # part of the training after which mining decides who meets in a batch
     init: str | None = None  # weights to start from
+    teacher: str | None = None  # weights whose cosines are to be learnt, too
     seed: int = 0
 
 
@@ -181,6 +183,7 @@ class Recogniser(nn.Module):
         super().__init__()
         self.image_size, self.color = image_size, color
         self.embedding_size, self.normalised = embedding_size, normalised
+        self.at_once = 256 if backbone == "resnet18" else 32  # faces; more need memory, which takes longer to get
         channels = 3 if color else 1
         if backbone == "resnet18":
             self.backbone = resnet18(num_classes=256)
@@ -206,7 +209,7 @@ class Recogniser(nn.Module):
 
 
 def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto", tta: bool = False) -> Tensor:
-    """Packed crops (N, C, S, S) uint8 -> embeddings (N, D) float32 on the model's device, 256 at a time.
+    """Packed crops (N, C, S, S) uint8 -> embeddings (N, D) float32 on the model's device.
 
     `tta` (test-time augmentation): the mean over the crop, the same crop shifted by 2 pixels each way, and the mirror
     images of these.
@@ -214,14 +217,27 @@ def embed(model: Recogniser, images: np.ndarray | Tensor, precision: str = "auto
     device = next(model.parameters()).device
     embeddings = [torch.empty(0, model.embedding_size, device=device)]
     with training.evaluating(model), training.autocast(device, precision):
-        for start in tqdm(range(0, len(images), 256), "embedding", leave=False, disable=None, delay=3):
-            faces = unvaried(torch.as_tensor(images[start : start + 256]).to(device))
+        for start in tqdm(range(0, len(images), model.at_once), "embedding", leave=False, disable=None, delay=3):
+            faces = unvaried(torch.as_tensor(images[start : start + model.at_once]).to(device))
             views = shifted(faces) if tta else [faces]
             if tta and not model.normalised:  # the others see mirror images anyway
                 views += [view.flip(3) for view in views]
             views = torch.stack([model(view) for view in views])  # (V, B, D)
             embeddings.append(F.normalize(views.sum(0), dim=1) if model.normalised else views.mean(0))
     return torch.cat(embeddings)
+
+
+def recut(images: Tensor, model: Recogniser) -> Tensor:
+    """Packed crops (N, C, S, S) uint8 of any size, grey or in colour -> as the model takes them, uint8."""
+    blocks = []
+    for faces in map(unvaried, images.split(256)):
+        if faces.shape[1] == 3 and not model.color:
+            faces = torch.einsum("bchw,c->bhw", faces, faces.new_tensor([0.299, 0.587, 0.114]))[:, None]  # ITU-R 601
+        elif faces.shape[1] == 1 and model.color:
+            faces = faces.expand(-1, 3, -1, -1)
+        faces = F.interpolate(faces, (model.image_size, model.image_size), mode="bilinear", antialias=True)
+        blocks.append((faces * 255).round().byte())
+    return torch.cat(blocks)
 
 
 def shifted(faces: Tensor) -> list[Tensor]:
@@ -338,7 +354,7 @@ def smooth_triplet_loss(embeddings: Tensor, people: Tensor, scale: float, margin
 class SmoothTriplet(nn.Module):
     """The smooth triplet loss, called as the margin losses of facekit/losses.py: embeddings of any length, people.
 
-    Computed in float32, also under autocast: bfloat16 rounds a cosine of 0.998 to 1.
+    Computed in float32, also under autocast: bfloat16 rounds a cosine of 0.9981 to 1.
     """
 
     def __init__(self, scale: float, margin: float, hard_only: bool = False):
@@ -349,6 +365,18 @@ class SmoothTriplet(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = F.normalize(embeddings.float(), dim=1)
             return smooth_triplet_loss(unit, people, self.scale, self.margin, self.hard_only)
+
+
+def distillation_loss(embeddings: Tensor, taught: Tensor) -> Tensor:
+    """The mean squared difference between the cosines of a batch and those of its teacher.
+
+    A small network learns from a larger one's embeddings, whatever their size. After Tung and Mori 2019,
+    "Similarity-Preserving Knowledge Distillation"; they scale each row of the similarities to length 1 instead.
+    embeddings (B, D) of any length, taught (B, E) of length 1 -> scalar.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        unit = F.normalize(embeddings.float(), dim=1)
+        return (unit @ unit.T - taught @ taught.T).square().mean()
 
 
 LOSSES = ("triplet", *losses.LOSSES)
@@ -391,6 +419,10 @@ class Course(training.Course):
         self.memory = torch.zeros(len(part.images), settings.embedding_size, device=device)
         self.memory_epoch = torch.zeros(len(part.images), dtype=torch.int64, device=device)  # when it was made
         self.right, self.anchors = 0, 0  # sums over the present epoch
+        self.taught: Tensor | None = None  # (N, E), the teacher's embeddings
+        if settings.teacher:
+            teacher = load_recogniser(settings.teacher, device.type)
+            self.taught = F.normalize(embed(teacher, recut(part.images, teacher), precision), dim=1)
 
     @property
     def loss_state(self) -> dict[str, Tensor]:
@@ -457,10 +489,12 @@ def batch_loss(course: Course, rows: Tensor, random: torch.Generator) -> tuple[T
     loss = course.loss(embeddings, course.class_of[people])
     if course.settings.loss == "triplet" and course.settings.backbone == "resnet18":
         loss = loss + course.loss(features, course.class_of[people])
+    if course.taught is not None:
+        loss = loss + TEACHING * distillation_loss(embeddings, course.taught[rows])
     embeddings = F.normalize(embeddings.detach().float(), dim=1)
     again = torch.cat([rows.new_zeros(1), rows[1:] == rows[:-1]]).bool()  # the second time of a single photo
     course.remember(rows[~again], embeddings[~again])
-    single = again | torch.cat([again[1:], again[:1]])
+    single = again | again.roll(-1)  # and the first time
     return loss, one_of_eleven_in_batch(embeddings, people, random)[~single]
 
 
@@ -519,6 +553,8 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     validation = Part(faces, "validation", device)
     course.events = training.event_writer(events)
     course.data = f"{faces.summary.get('split_digest', '')} {list(course.part.images.shape)}"
+    if settings.teacher:
+        course.data += f", taught by {training.digest(settings.teacher)}"
     if resume:
         course.load()
     elif settings.reference or settings.init and settings.loss != "triplet":
@@ -623,7 +659,7 @@ def train_verifier(embeddings: Tensor, part: Part, epochs: int = 20, seed: int =
             same = verifier(embeddings[anchors], embeddings[positives])  # (A,)
             different = verifier(embeddings[anchors][:, None], embeddings[strangers])  # (A, 10)
             loss = (1 - same).square().mean() + different.square().mean()
-            training.check_finite(loss, f"epoch {epoch + 1} of the verifier")
+            training.check_finite(loss, f"epoch {epoch + 1} of the verifier", "train the recogniser again")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -752,8 +788,8 @@ def stranger_scores(similarity: Callable, embeddings: Tensor, photos_of: dict[in
 # ---------------------------------------------------------------- weights, and their use from Python
 
 
-def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measured: dict) -> None:
-    """Writes the weights, and all that is needed to load them and to know where they come from."""
+def save_recogniser(path: Path, course: Course, data: dict, measured: dict) -> None:
+    """Writes the weights, and all that is needed to load them and to know where they come from; see `about_data`."""
     model, settings, size = course.model, course.settings, course.settings.embedding_size
     training.save_weights(path, model, {
         "architecture": f"{'resnet18-256-128' if settings.backbone == 'resnet18' else settings.backbone}-{size}",
@@ -761,7 +797,7 @@ def save_recogniser(path: Path, course: Course, faces: datasets.FaceSet, measure
         "embedding_size": size,
         "normalised": model.normalised,
         "crop": {"size": model.image_size, "color": model.color, "left_eye": [0.31, 0.46], "right_eye": [0.65, 0.46]},
-        "data": about_data(faces),
+        "data": data,
         "settings": asdict(settings),
         "epoch": course.best_epoch,
         "minutes": round(course.seconds / 60, 1),
@@ -1010,7 +1046,13 @@ def choose_settings(args: argparse.Namespace) -> Settings:
         raise InputError(f"--hard-only goes with the loss triplet, not with {args.loss}.")
     if args.reference and (args.loss != "triplet" or args.scale is not None):
         raise InputError("--reference is a triplet loss without a scale: leave it out, or --loss and --scale.")
+    if args.reference and args.teacher:
+        raise InputError("--reference has no --teacher: leave out one of them.")
     usual = REFERENCE if args.reference else Settings()
+    if args.teacher:
+        read_recogniser(args.teacher)
+        if Path(args.teacher).resolve() == args.recogniser.resolve() and not args.dry_run:
+            raise InputError(f"This training would replace its teacher, {args.teacher}: give --recogniser FILE.")
     if args.init:  # now: a mistake is to be known before anything is prepared
         follow_init(args)
     args.backbone = args.backbone or "resnet18"
@@ -1029,9 +1071,11 @@ def choose_settings(args: argparse.Namespace) -> Settings:
 def follow_init(args: argparse.Namespace) -> None:
     """Where the command line says nothing, backbone and sizes are those of the weights to start from."""
     _, about = read_recogniser(args.init)
-    args.backbone = args.backbone or about["backbone"]
-    if args.backbone == about["backbone"]:
-        args.embedding_size = args.embedding_size or about["embedding_size"]
+    if args.backbone not in (None, about["backbone"]):
+        raise InputError(f"{args.init} is of the backbone {about['backbone']}, not {args.backbone}: leave out one of "
+                         "them, or make it the --teacher.")
+    args.backbone = about["backbone"]
+    args.embedding_size = args.embedding_size or about["embedding_size"]
     args.image_size = args.image_size or about["crop"]["size"]
     args.color = about["crop"]["color"] if args.color is None else args.color
 
@@ -1044,6 +1088,8 @@ def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
         args.data = [SYNTHETIC]
     args.prepared = args.prepared or prepared_folder(size, color, args.data)
     if args.data and not args.resume:
+        if other:  # before the work: not every backbone is there, or takes every size
+            backbones.build(args.backbone, args.embedding_size or 128, 3 if color else 1, size)
         prepare(args, size, color)
     elif args.center_crop != 1 and not args.data:
         raise InputError("--center-crop goes with --data DIR: prepared faces are cut already.")
@@ -1061,8 +1107,10 @@ def command_train(args: argparse.Namespace) -> int:
     settings, device = choose_settings(args), training.choose_device(args.device)
     faces = faces_for_training(args)
     test = Part(faces, "test", device)  # now: too few test people are to be known before the training
-    if settings.init:
-        commands.note_other_split(read_recogniser(settings.init)[1], faces.summary)
+    data = about_data(faces)
+    for weights in filter(None, (settings.init, settings.teacher)):
+        if commands.note_other_split(read_recogniser(weights)[1], faces.summary):
+            data["split_digest"] = None  # `evaluate` is to say so, too
     with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images for training, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
@@ -1071,11 +1119,11 @@ def command_train(args: argparse.Namespace) -> int:
         accuracy = share_nearer(course.model, test, precision=args.precision)
         measured = {"one_of_eleven_validation": round(course.best_score, 4), "one_of_eleven_test": round(accuracy, 4)}
         weights = folder / "recognition.safetensors"
-        save_recogniser(weights, course, faces, measured)
+        save_recogniser(weights, course, data, measured)
         print(f"Nearer to their own person than to ten strangers: {accuracy:.1%} of the faces of test people "
               f"(best epoch: {course.best_epoch}).\nHistory: {folder / 'history.png'}; weights: {weights}")  # fmt: skip
         if not args.dry_run:
-            save_recogniser(args.recogniser, course, faces, measured)
+            save_recogniser(args.recogniser, course, data, measured)
             usual = prepared_folder(args.image_size, args.color)
             flags = changed_paths(prepared=(args.prepared, usual), recogniser=(args.recogniser, RECOGNISER))
             print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}"
@@ -1104,6 +1152,8 @@ def command_average(args: argparse.Namespace) -> int:
     if any(about[name] != abouts[0][name] for about in abouts for name in ("architecture", "crop", "normalised")):
         raise InputError("These weights are of several kinds: average those that were trained on from the same ones.")
     model = load_recogniser(args.weights[0], args.device)
+    if any(about["data"]["split_digest"] != abouts[-1]["data"]["split_digest"] for about in abouts):
+        model.metadata["data"]["split_digest"] = abouts[-1]["data"]["split_digest"] = None
     faces = prepared_for(model, args.weights[0], args.prepared)
     mean = {name: torch.stack([each[name] for each in tensors]).float().mean(0) for name in tensors[0]}
     training.load_tensors(model, {name: value.to(tensors[0][name].dtype) for name, value in mean.items()}, args.output)
@@ -1224,8 +1274,6 @@ def print_report(report: dict) -> None:
 
 def command_compare(args: argparse.Namespace) -> int:
     """One photo against one: a sentence. Against many: a table."""
-    if args.threshold is not None and args.far:
-        raise InputError("--threshold and --far both say from which score on two faces show one person: give one.")
     model, verifier = chosen_models(args)
     threshold = verifier.thresholds[args.far or "0.01"] if args.threshold is None else args.threshold
     reference = embed_photos(model, [args.reference], args.center_crop, args.max_pixels, args.tta)  # (1, D)
@@ -1275,8 +1323,9 @@ def command_visualize(args: argparse.Namespace) -> int:
     paths, faces, names = crops_of_people(model, args.folder, args)
     points = maps.project(embed(model, faces, tta=args.tta).cpu().numpy(), args.method, args.seed)
     maps.map_png(points, names, args.output / "map.png")
+    print(f"{len(paths)} photos of {len(set(names))} people: {args.output / 'map.png'}")
     maps.map_page(points, names, faces, paths, args.output / "map.html")
-    print(f"{len(paths)} photos of {len(set(names))} people: {args.output / 'map.html'}, {args.output / 'map.png'}")
+    print(f"and with the photos: {args.output / 'map.html'}")
     return 0
 
 
@@ -1310,7 +1359,7 @@ def command_export(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- command line
 
 
-OPTIONS = commands.OPTIONS | {  # of more than one command
+OPTIONS = commands.OPTIONS | commands.with_defaults(Settings(), REFERENCE) | {  # of more than one command
     "--prepared": dict(type=Path, metavar="DIR", help=f"prepared faces [{PREPARED}; {PREPARED}-112-color and so on]"),
     "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"train writes it [{RECOGNISER}]"),
     "--verifier": dict(type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]"),
@@ -1351,14 +1400,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                   "--prepared", "--recogniser", *PREPARING, *commands.TRAINING)  # fmt: skip
     sub.add_argument("--reference", action=argparse.BooleanOptionalAction, help="the reference method, without "
                      f"additions ({REFERENCE.epochs} epochs, {REFERENCE.batch_size} images a step)")  # fmt: skip
-    sub.add_argument("--loss", default="triplet", choices=LOSSES, help="[triplet]")
-    sub.add_argument("--scale", type=commands.number(float, 0), help="of the loss [its own]")
+    sub.add_argument("--loss", default="triplet", choices=LOSSES, help="[triplet]; softmax learns at a rate of 0.0003")
+    sub.add_argument("--scale", type=commands.number(float, 0.001), help="of the loss [its own]")
     sub.add_argument("--margin", type=commands.number(float, 0), help="of the loss [its own]")
     sub.add_argument("--backbone", metavar="NAME", help=f"resnet18, {', '.join(backbones.BACKBONES)}, or timm:NAME "
                      "[that of --init, else resnet18]")  # fmt: skip
     sub.add_argument("--embedding-size", type=commands.number(int, 2), metavar="N",
                      help=f"numbers of an embedding [{EMBEDDING_SIZE}; 128 for other backbones]")  # fmt: skip
     sub.add_argument("--init", metavar="WEIGHTS", help="start from these; backbone and sizes are theirs, then")
+    sub.add_argument("--teacher", metavar="WEIGHTS", help="learn the cosines of this recogniser, too: a small backbone "
+                     "from a large one's")  # fmt: skip
     sub.add_argument("--hard-only", action=argparse.BooleanOptionalAction,
                      help="learn only from triplets that the model gets wrong: a second stage, after --init")
 

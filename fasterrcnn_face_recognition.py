@@ -60,10 +60,10 @@ from tqdm import tqdm
 
 import face_landmark
 import face_recognition
-from facekit import alignment, charts, commands, detection, drawing, metrics, training
+from facekit import alignment, charts, commands, datasets, detection, drawing, metrics, training
 from facekit.files import InputError, written_whole
 from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, is_read_only, person_folder, update_gallery
-from facekit.images import MAX_PIXELS, SUFFIXES, Picture, find_photos, open_photo, photos_in, places_below
+from facekit.images import MAX_PIXELS, SUFFIXES, Picture, open_photo, photos_in, places_below
 from facekit.landmarks import with_points
 
 DETECTOR_SIZE = 512  # pixels of a photo's longer side when the detector sees it
@@ -716,8 +716,6 @@ def chosen_gallery(chain: Chain, args: argparse.Namespace, rebuild: bool = False
 
 def working_threshold(chain: Chain, gallery: Gallery, args: argparse.Namespace) -> float:
     """From --threshold or --far, else the usual one."""
-    if args.threshold is not None and args.far:
-        raise InputError("--threshold and --far both say from which score on a face gets a name: give one of them.")
     if args.threshold is not None:
         return args.threshold
     return chain.verifier.thresholds[args.far] if args.far else naming_threshold(chain, gallery)
@@ -750,6 +748,13 @@ def measure_people(chain: Chain, args: argparse.Namespace) -> tuple[dict, np.nda
     faces = {path: face for path, _, face in seen}
     random = np.random.default_rng(args.seed)
     rows, probes, strangers = choose_enrolled(photos_of, faces, args, random)
+    if args.size:  # a gallery is always made at the usual size
+        enrolled = [photo for _, photo in rows]
+        seen = largest_faces(lambda photos: see_faces(chain, photos), enrolled, args.max_pixels)
+        in_gallery = {path: face for path, _, face in seen}
+        rows, faces = [row for row in rows if row[1] in in_gallery], faces | in_gallery
+        if not rows:
+            raise InputError(f"{args.people} has no photo that shows a face at the usual --size: give larger ones.")
     gallery = Gallery(np.stack([faces[photo].embedding for _, photo in rows]),
                       [GalleryPhoto(f"{person}/{photo.name}", 0, 0, "") for person, photo in rows])  # fmt: skip
 
@@ -806,9 +811,8 @@ def choose_enrolled(photos_of: dict[str, list[Path]], faces: dict[Path, SeenFace
 def people_folders(folder: Path) -> dict[str, list[Path]]:
     """Person -> photos, of FOLDER/PERSON/photo.jpg."""
     photos_of: dict[str, list[Path]] = {}
-    for path in find_photos(folder):
-        if path.parent != folder:
-            photos_of.setdefault(unicodedata.normalize("NFC", path.relative_to(folder).parts[0]), []).append(path)
+    for photo in datasets.folder_of_folders(folder):
+        photos_of.setdefault(photo.person, []).append(photo.path)
     return photos_of
 
 
@@ -893,6 +897,9 @@ def command_evaluate(args: argparse.Namespace) -> int:
     model = load_detector(args.detector, args.device)
     model.size = args.size or model.size
     print(f"Running on {training.describe(training.choose_device(args.device), args.precision)}.", file=sys.stderr)
+    if (args.size or 0) > PACKED_SIZE and not args.images:
+        print(f"Note: the packed photos have {PACKED_SIZE} pixels at most; give --images and --boxes to measure "
+              "larger ones.", file=sys.stderr)  # fmt: skip
     if args.images:
         pictures, faces, sources = read_labelled(args.boxes, args.images, args.max_pixels)
     else:
@@ -913,7 +920,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
     charts.precision_recall_chart(curves, model.threshold, args.charts / "precision_recall.png")
     worst = detection.worst_photos(found, faces, model.threshold)
     if worst:
-        shown = [np.asarray(open_photo(pictures[i], args.max_pixels)).transpose(2, 0, 1) for i in worst]
+        shown = (np.asarray(open_photo(pictures[i], args.max_pixels)).transpose(2, 0, 1) for i in worst)
         detection.worst_photos_picture(shown, [found[i] for i in worst], [faces[i] for i in worst], model.threshold,
                                        args.charts / "worst_photos.png")  # fmt: skip
     if args.json:
@@ -957,6 +964,8 @@ def four_digits(value: float | None) -> str:
 
 
 def command_interactive(args: argparse.Namespace) -> int:
+    if args.output.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--output {args.output} is no name of a picture: let it end with .png or .jpg.")
     chain = chosen_chain(args)
     gallery = chosen_gallery(chain, args)
     print(gallery_sentence(gallery, args), threshold_sentence(chain, gallery, args), sep="\n")
@@ -1060,6 +1069,9 @@ def command_people(args: argparse.Namespace) -> int:
     gallery = chosen_gallery(chosen_chain(args), args, args.rebuild)
     for person, photos in sorted(gallery.people().items()):
         print(f"{person}: {counted(photos, 'photo', 'photos')}")
+    for face in gallery.faces:
+        if face.note:
+            print(f"note: {args.samples / face.file}: {face.note}")
     for photo in gallery.rejected:
         print(f"not used: {photo.error}")
     print(gallery_sentence(gallery, args))
@@ -1107,7 +1119,7 @@ def command_evaluate_people(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- command line
 
 
-OPTIONS = commands.OPTIONS | {  # of more than one command
+OPTIONS = commands.OPTIONS | commands.with_defaults(Settings()) | {  # of more than one command
     "--prepared": dict(type=Path, default=PREPARED, metavar="DIR", help=f"prepared photos [{PREPARED}]"),
     "--detector": dict(type=Path, default=DETECTOR, metavar="FILE", help=f"[{DETECTOR}]"),
     "--size": dict(type=commands.number(int, 64), metavar="PIXELS",

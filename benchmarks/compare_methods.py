@@ -2,9 +2,10 @@
 
     python3 benchmarks/compare_methods.py --data FOLDER --minutes 20
 
-FOLDER/PERSON/photo.jpg as for `face_recognition.py prepare`. First every loss with the backbone resnet18, then every
-other backbone with the loss that was best for validation people. One method after the other; stopped, the same
-command goes on. Weights, reports and table.md are in outputs/methods/; each training has its own folder in outputs/.
+FOLDER/PERSON/photo.jpg as for `face_recognition.py prepare`. First the reference method and every loss with the
+backbone resnet18, then every other backbone with the loss that was best for validation people. One method after the
+other; stopped, the same command goes on. Weights, reports and table.md are in outputs/methods/; each training has its
+own folder in outputs/.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from facekit.files import InputError, read_json, write_json, write_text
 
 SCRIPT = Path(face_recognition.__file__)
 COLUMNS = {  # of the report: as the table calls it
-    "accuracy": "pairs right", "roc_auc": "ROC AUC", "tar_at_far_0.01": "TAR@FAR 1 %", "one_of_eleven": "1 of 11",
-    "recall_at_1": "Recall@1", "r_precision": "R-Precision", "map_at_r": "MAP@R",
+    "accuracy": "pairs right (ten folds)", "roc_auc": "ROC AUC", "tar_at_far_0.01": "TAR@FAR 1 %",
+    "one_of_eleven": "1 of 11", "recall_at_1": "Recall@1", "r_precision": "R-Precision", "map_at_r": "MAP@R",
 }  # fmt: skip
 
 
@@ -42,29 +43,29 @@ def run_command(*arguments: str | Path) -> str:
 
 def measured(method: str, switches: list[str], args: argparse.Namespace, crops: str = "faces-80") -> dict:
     """The report of a method; trained and measured unless that has been done."""
-    report, budget = args.output / f"{method}.json", {"minutes": args.minutes, "data": str(args.data.resolve())}
+    report, begun = args.output / f"{method}.json", args.output / f"{method}.begun"
     if not report.exists():
         print(f"{method}: {args.minutes:g} minutes from {time.strftime('%H:%M')} on", flush=True)
         weights, verifier = args.output / f"{method}.safetensors", args.output / f"{method}-verifier.safetensors"
         name = f"{args.output.name}-{method}"
-        begun = commands.last_run(name) is not None
+        last = str(commands.last_run(name) or "")
+        if not begun.exists():
+            write_text(begun, last)  # a training of another comparison
+        resume = ["--resume"] * (last not in ("", begun.read_text(encoding="utf-8")))
         made = "--prepared", args.output / crops, "--recogniser", weights
         if not (args.output / crops / "summary.json").exists():
             colour = ["--image-size", 112, "--color"] * crops.endswith("color")
             run_command("prepare", "--data", args.data, "--prepared", args.output / crops, *colour)
         run_command("train", *made, "--name", name, *switches,
-                    "--time-limit", args.minutes, "--epochs", 10_000, *["--resume"] * begun)  # fmt: skip
+                    "--time-limit", args.minutes, "--epochs", 10_000, *resume)  # fmt: skip
         run_command("train-verify", *made, "--verifier", verifier)
         printed = run_command("evaluate", *made, "--verifier", verifier, "--json",
                               "--charts", args.output / f"{method}-charts")  # fmt: skip
         chosen_by = face_recognition.load_recogniser(weights).metadata["measured"]["one_of_eleven_validation"]
         costs = {"megabytes": weights.stat().st_size / 1e6, "milliseconds": milliseconds_an_image(weights)}
-        write_json(report, json.loads(printed) | costs | {"validation": chosen_by} | budget)
-    numbers = read_json(report)
-    if any(numbers.get(name) != value for name, value in budget.items()):
-        raise InputError(f"{report} is of other --data or --minutes, or of an older version: use the same, or another "
-                         "--output.")
-    return numbers
+        write_json(report, json.loads(printed) | costs | {"validation": chosen_by})
+        begun.unlink()
+    return read_json(report)
 
 
 def milliseconds_an_image(weights: Path) -> float:
@@ -104,6 +105,11 @@ def with_interval(value: float | None, interval: list[float] | None) -> str:
 def compare(args: argparse.Namespace) -> int:
     if not args.data.is_dir():
         raise InputError(f"{args.data} is not a folder: give one with one folder of photos per person.")
+    task = {"minutes": args.minutes, "data": str(args.data.resolve())}
+    known = args.output / "task.json"
+    if (read_json(known) if known.exists() else task) != task or not known.exists() and any(args.output.glob("*.json")):
+        raise InputError(f"{args.output} is of other --data or --minutes: use the same, or another --output.")
+    write_json(known, task)
     reports = {"reference": measured("reference", ["--reference"], args)}
     for loss in face_recognition.LOSSES:
         reports[f"resnet18-{loss}"] = measured(f"resnet18-{loss}", ["--loss", loss], args)

@@ -2,7 +2,7 @@
 
     model = backbones.build("mobilefacenet", embedding_size=128, channels=3, image_size=112)
 
-All take the values 0..1 as they are: the normalisation behind the first layer centres and scales them.
+All take the values 0..1 as they are: ours have a normalisation behind the first layer, which centres them.
 """
 
 import difflib
@@ -48,7 +48,6 @@ class MobileFaceNet(nn.Module):
         )  # -> (B, embedding_size)  # fmt: skip
 
     def forward(self, faces: Tensor) -> Tensor:
-        faces = faces.contiguous(memory_format=torch.channels_last)
         return self.head(self.features(faces)).float()
 
 
@@ -123,7 +122,6 @@ class Mamba(nn.Module):
         self.head = nn.Linear(width, embedding_size)
 
     def forward(self, faces: Tensor) -> Tensor:
-        faces = faces.contiguous(memory_format=torch.channels_last)
         tokens = self.patches(faces).flatten(2).transpose(1, 2) + self.places  # (B, L, width), row by row
         for number, block in enumerate(self.blocks):
             tokens = block(tokens)
@@ -149,7 +147,7 @@ class StateSpaceBlock(nn.Module):
         self.log_rates = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
         self.output = nn.Linear(inner, width, bias=False)
-        with torch.no_grad():  # steps of 0.001 to 0.1 at first: memories from ten tokens to all of them
+        with torch.no_grad():  # steps of 0.001 to 0.1 at first: memories from one token to all of them
             steps = torch.exp(torch.empty(inner).uniform_(math.log(0.001), math.log(0.1)))
             self.step.bias.copy_(steps.expm1().log())  # the inverse of softplus
 
@@ -169,7 +167,8 @@ class StateSpaceBlock(nn.Module):
 
 
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """y (batch, L, D) of the recurrence of Gu and Dao (2023), algorithm 2, without its skip:
+    """y (batch, L, D) of the recurrence of Gu and Dao (2023), algorithm 2, without its skip, and with delta B for the
+    discretised B, as in the authors' code:
 
         h[t] = exp(delta[t] A) h[t - 1] + delta[t] B[t] x[t]        h (D, N), zero at first
         y[t] = C[t] · h[t]

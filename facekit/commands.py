@@ -42,7 +42,7 @@ def number(kind: type, smallest: float, largest: float = math.inf) -> Callable[[
 
 
 OPTIONS: dict[str, dict[str, Any]] = {  # what argparse is told about them
-    "--epochs": dict(type=number(int, 1), help="at most [those of the settings]"),
+    "--epochs": dict(type=number(int, 1), help="at most"),
     "--batch-size": dict(type=number(int, 1), metavar="N", help="images a step"),
     "--learning-rate": dict(type=number(float, 1e-6), metavar="RATE", help="at its highest"),
     "--time-limit": dict(type=number(float, 0.1), metavar="MINUTES", help="fit the training into this time"),
@@ -61,6 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what argparse is told about them
 TRAINING = ("--epochs", "--batch-size", "--learning-rate", "--time-limit", "--resume", "--dry-run", "--seed",
             "--device", "--precision", "--name", "--config", "--tensorboard")  # fmt: skip
 OUTPUTS = Path("outputs")
+EITHER = {("json", "csv"): "are two forms of the same table", ("threshold", "far"): "both choose the score"}
 
 
 def add_command(subparsers: Any, name: str, run: Callable, about: str, options: dict) -> argparse.ArgumentParser:
@@ -70,6 +71,18 @@ def add_command(subparsers: Any, name: str, run: Callable, about: str, options: 
     for option, meaning in options.items():
         parser.add_argument(option, **meaning)
     return parser
+
+
+def with_defaults(usual: Any, reference: Any = None) -> dict[str, dict[str, Any]]:
+    """The options of a training whose defaults are in its settings, with these in their help."""
+    told = {}
+    for option in ("--epochs", "--batch-size", "--learning-rate"):
+        name = option[2:].replace("-", "_")
+        values = f"{getattr(usual, name):g}"
+        if reference and getattr(reference, name) != getattr(usual, name):
+            values += f"; {getattr(reference, name):g} with --reference"
+        told[option] = OPTIONS[option] | {"help": f"{OPTIONS[option]['help']} [{values}]"}
+    return told
 
 
 def choose_settings(defaults: Any, args: argparse.Namespace) -> Any:
@@ -141,10 +154,12 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
         again = argparse.Namespace(**vars(args))
-        if getattr(args, "init", None):  # a copy, as the training may replace what it starts from
-            again.init = folder / "init.safetensors"
-            with suppress(shutil.SameFileError):  # --config of a dry run
-                shutil.copy(args.init, again.init)
+        for switch in ("init", "teacher"):
+            if getattr(args, switch, None):  # a copy, as a training may replace the file
+                copy = folder / f"{switch}.safetensors"
+                with suppress(shutil.SameFileError):  # --config of a dry run
+                    shutil.copy(getattr(args, switch), copy)
+                setattr(again, switch, copy)
         lines = [f"{switch}: {json.dumps(value, ensure_ascii=False)}\n" for switch, value in _given(again)]
         write_text(folder / "config.yaml", "".join(lines))
     with (open(folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as log,  # names may be any bytes
@@ -213,11 +228,13 @@ def how_to_go_on() -> str:
     return f"\nStopped and saved. To go on: python3 {shlex.join(again)} --resume"
 
 
-def note_other_split(metadata: dict, summary: dict) -> None:
-    """Says so if weights with this metadata were trained on another split than that of the data in the summary."""
-    if metadata["data"].get("split_digest") != summary.get("split_digest"):
+def note_other_split(metadata: dict, summary: dict) -> bool:
+    """Whether weights with this metadata were trained on another split than the data of the summary have; says so."""
+    other = metadata["data"].get("split_digest") != summary.get("split_digest")
+    if other:
         print("Note: the weights were trained on another split of the data, or on other data. If what they learnt from "
               "is among these test data, the numbers are too good.", file=sys.stderr)  # fmt: skip
+    return other
 
 
 def print_skipped(summary: dict, prepared: Path) -> None:
@@ -229,9 +246,7 @@ def print_skipped(summary: dict, prepared: Path) -> None:
 
 
 def print_table(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Rows of the same keys as aligned columns, or as --json or --csv; InputError when both are asked for."""
-    if args.json and args.csv:
-        raise InputError("--json and --csv are two forms of the same table: give one of them.")
+    """Rows of the same keys as aligned columns, or as --json or --csv."""
     if args.json:
         print_json(rows)
     elif args.csv:
@@ -326,12 +341,21 @@ def _complete_file_names() -> None:  # after an opening quote, too
     readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
 
+def check_switches(args: argparse.Namespace) -> None:
+    """InputError, before anything is done, when two switches are given of which only one can count."""
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
+    for pair, why in EITHER.items():
+        if given.issuperset(pair):
+            raise InputError(f"--{pair[0]} and --{pair[1]} {why}: give one of them.")
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen command: 0, 1, or 2 after an error of one sentence, 130 after Ctrl-C."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         with suppress(AttributeError):  # tests put others in their place
             stream.reconfigure(errors=errors)
     try:
+        check_switches(args)
         status = args.run(args)
         sys.stdout.flush()
         return status

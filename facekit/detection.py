@@ -25,10 +25,7 @@ from facekit.images import MAX_PIXELS, contact_sheet, find_files, find_photos, o
 from facekit.parallel import in_parallel
 from facekit.synthetic import DrawnScene, draw_scene
 
-KNOWN = {  # folder below dataset/ -> its Kaggle page
-    "face-mask-detection": "andrewmvd/face-mask-detection",
-    "count-the-number-of-faces-present-in-an-image": "vin1234/count-the-number-of-faces-present-in-an-image",
-}
+KNOWN = "face-mask-detection", "count-the-number-of-faces-present-in-an-image"  # folders below dataset/
 PACKED_FILES = ("photos.npy", "photos.csv", "boxes.csv", "summary.json")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 NO_BOXES = np.zeros((0, 4), np.float32)
@@ -91,17 +88,31 @@ def read_folder(folder: str | Path) -> list[BoxedPhoto]:
     """
     folder = Path(folder)
     tables = [path for path in find_files(folder, {".csv"}) if path.name in ("boxes.csv", "bbox_train.csv")]
-    if tables:
-        return [photo for path in tables for photo in read_boxes(path, folder)]
     annotations = find_files(folder, {".xml"})
-    if not annotations:
+    if not tables and not annotations:
         raise InputError(f"{folder} has no boxes: put a boxes.csv (file,xmin,ymin,xmax,ymax) beside the photos.")
-    photos = {photo.name: photo for photo in find_photos(folder)}
-    return [_read_voc(path, photos, printable(folder.resolve().name)) for path in annotations]
+    of_tables = [photo for path in tables for photo in read_boxes(path, path.parent, folder)]
+    photos, source, known = _photos_by_name(folder), printable(folder.resolve().name), {each.path for each in of_tables}
+    of_annotations = [_read_voc(path, photos, source) for path in annotations]
+    return of_tables + [photo for photo in of_annotations if photo.path not in known]
 
 
-def read_boxes(path: str | Path, folder: str | Path) -> list[BoxedPhoto]:
-    """The photos that boxes.csv or bbox_train.csv names: they lie beside it, in `folder`, or anywhere below that.
+def _photos_by_name(folder: Path) -> dict[str, list[Path]]:
+    photos = defaultdict(list)
+    for photo in find_photos(folder):
+        photos[photo.name].append(photo)
+    return photos
+
+
+def _nearest(photos: Mapping[str, list[Path]], name: str, place: Path) -> Path | None:
+    """Of the photos of this name the one that shares most of its folders with the file `place`."""
+    around = set(place.absolute().parents)
+    return max(photos.get(name, ()), key=lambda photo: len(around.intersection(photo.absolute().parents)), default=None)
+
+
+def read_boxes(path: str | Path, *folders: str | Path) -> list[BoxedPhoto]:
+    """The photos that boxes.csv or bbox_train.csv names: in the first of the folders that has them, else beside the
+    table, else anywhere below the last folder.
 
     Sources are told apart by what stands before the first "_" of a file name, unless these are too many.
     InputError when the file is missing or cannot be read.
@@ -111,11 +122,11 @@ def read_boxes(path: str | Path, folder: str | Path) -> list[BoxedPhoto]:
     prefixes = {name: Path(name).name.partition("_")[0] for name in boxes if "_" in Path(name).name}
     several = len(set(prefixes.values())) <= MOST_SOURCES
     folder_name = printable(path.resolve().parent.name)
-    photos = {photo.name: photo for photo in find_photos(folder)}
+    photos = _photos_by_name(Path(folders[-1]))
     result = []
     for name, corners in boxes.items():
-        places = path.parent / name, Path(folder, name)
-        photo = next(filter(Path.is_file, places), photos.get(Path(name).name, places[1]))
+        places = [Path(folder, name) for folder in (*folders, path.parent)]
+        photo = next(filter(Path.is_file, places), None) or _nearest(photos, Path(name).name, path) or places[0]
         source = prefixes.get(name, folder_name) if several else folder_name
         result.append(BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), sizes.get(name)))
     return result
@@ -127,9 +138,13 @@ def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, i
     sizes = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            for line in csv.DictReader(file):
+            for line in csv.DictReader(file, skipinitialspace=True):
                 name = line["file"] if "file" in line else line["Name"]
                 corners = [line[corner] for corner in CORNERS]
+                if not name and not any(corners):
+                    continue  # an empty line of a spreadsheet
+                if not name:
+                    raise ValueError("a line names no file")
                 boxes.setdefault(name, []).extend([[float(x) for x in corners]] if any(corners) else [])
                 if "width" in line:
                     sizes[name] = int(line["width"]), int(line["height"])
@@ -143,14 +158,16 @@ def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, i
     return boxes, sizes
 
 
-def _read_voc(path: Path, photos: Mapping[str, Path], source: str) -> BoxedPhoto:
+def _read_voc(path: Path, photos: Mapping[str, list[Path]], source: str) -> BoxedPhoto:
     try:
         tree = ElementTree.parse(path).getroot()
         name = Path(tree.findtext("filename") or f"{path.stem}.png").name
         corners = [[float(box.findtext(corner)) for corner in CORNERS] for box in tree.iterfind("object/bndbox")]
+        size = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)  # some tools write 0
     except (ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as Pascal VOC ({error}): repair or remove it.") from None
-    return BoxedPhoto(photos.get(name, path.parent / name), source, np.array(corners, np.float32).reshape(-1, 4))
+    photo = _nearest(photos, name, path) or path.parent / name
+    return BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), size if all(size) else None)
 
 
 def draw_scenes(folder: str | Path, count: int, seed: int = 0, size: tuple[int, int] = (400, 300)) -> None:
@@ -477,7 +494,7 @@ def worst_photos(found: Sequence[tuple[np.ndarray, np.ndarray]], faces: Sequence
     return [int(number) for number in np.argsort(-faults, kind="stable")[:count] if faults[number]]
 
 
-def worst_photos_picture(pictures: Sequence[np.ndarray], found: Sequence[tuple[np.ndarray, np.ndarray]],
+def worst_photos_picture(pictures: Iterable[np.ndarray], found: Sequence[tuple[np.ndarray, np.ndarray]],
                          faces: Sequence[np.ndarray], threshold: float, path: str | Path) -> None:
     """Photos, uint8 (3, H, W) each: green are right boxes, red false ones, yellow missed faces."""
     sheet = []

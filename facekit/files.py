@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """photo.jpg, or photo_2.jpg when that is there, or photo_3.jpg, ..."""
+    names = (path.with_stem(f"{path.stem}_{number}") if number > 1 else path for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def printable(text: object) -> str:

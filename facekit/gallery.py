@@ -22,14 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from facekit.files import InputError, printable, read_json, write_json, written_whole
+from facekit.files import InputError, free_name, printable, read_json, write_json, written_whole
 from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, open_photo
 
 try:
@@ -400,7 +399,7 @@ def enroll(folder: str | Path, name: str, photos: Sequence[str | Path],
             content = photo.read_bytes()
             if _digest(content) not in contents:
                 contents.add(_digest(content))
-                copies.append(_free_name(person / photo.name))
+                copies.append(free_name(person / photo.name))
                 with written_whole(copies[-1]) as temporary:
                     temporary.write_bytes(content)
     except OSError as error:
@@ -411,22 +410,25 @@ def enroll(folder: str | Path, name: str, photos: Sequence[str | Path],
 def forget(folder: str | Path, name: str) -> None:
     """Deletes FOLDER/NAME and everything in it; the next update removes the embeddings.
 
-    InputError when there is nobody of that name, or when the folder is a link to another one.
+    Also another folder of that name that writes letters with accents in another form. InputError when there is nobody
+    of that name, or when a folder is a link to another one.
     """
     folder = Path(folder)
-    people = {_normal(person.name): person for person in _person_folders(folder)}
-    person = people.get(_normal(name))
-    if person is None:
-        by_lower_case = {there.casefold(): there for there in people}
+    there = _person_folders(folder)
+    named = [person for person in there if _normal(person.name) == _normal(name)]
+    if not named:
+        by_lower_case = {_normal(person.name).casefold(): _normal(person.name) for person in there}
         alike = [by_lower_case[there] for there in difflib.get_close_matches(_normal(name).casefold(), by_lower_case)]
         hint = f"did you mean {' or '.join(alike)}?" if alike else "look there for the names."
         raise InputError(printable(f"Nobody in {folder} is called {name!r}: {hint}"))
-    if person.resolve() != folder.resolve() / person.name:
-        raise InputError(f"{person} is a link to {person.resolve()}: remove it by hand.")
-    try:
-        shutil.rmtree(person)
-    except OSError as error:
-        raise InputError(f"{person} cannot be deleted completely ({error}): delete it by hand.") from None
+    for person in named:
+        if person.resolve() != folder.resolve() / person.name:
+            raise InputError(f"{person} is a link to {person.resolve()}: remove it by hand.")
+    for person in named:
+        try:
+            shutil.rmtree(person)
+        except OSError as error:
+            raise InputError(f"{person} cannot be deleted completely ({error}): delete it by hand.") from None
 
 
 def person_folder(folder: Path, name: str) -> Path:
@@ -448,12 +450,6 @@ def _person_folders(folder: Path) -> list[Path]:
     """The visible folders directly in `folder`, sorted; none when it is not there."""
     inside = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
-
-
-def _free_name(path: Path) -> Path:
-    """photo.jpg, or photo_2.jpg when that is there, or photo_3.jpg, ..."""
-    names = (path.with_stem(f"{path.stem}_{number}") if number > 1 else path for number in count(1))
-    return next(name for name in names if not name.exists())
 
 
 def _normal(name: str) -> str:

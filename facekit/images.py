@@ -92,7 +92,9 @@ def _clear_errors(name: str | Path) -> Iterator[None]:
 def _check_file(path: Path) -> None:
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # nor can it, where the name is too long or goes through a file
         raise InputError(f"{path} does not exist: check the name.") from None
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a folder, not a photo: give a photo inside it.")

@@ -28,6 +28,7 @@ from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_files, find_
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 MIRRORED = [1, 0, 2, 4, 3]  # which point each one becomes in a mirror
+FEWEST_GROUPS = 4  # fewer folders or names than this are collections, not people
 PACKED_SIZE = 128  # pixels: more than the model sees, so that a closer crop stays sharp
 
 # The columns of Kaggle's facial_keypoints.csv. Its left is the person's own, ours the viewer's.
@@ -80,15 +81,25 @@ def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace
     The source is the first word of the file's name (word_...) where all names have one, else the folder.
     """
     rows = list(_rows(path, ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]))
-    one_group = len({_group_of(row[0]) for row in rows}) == 1  # img_001.png, img_002.png: the names tell nothing
+    group_of = _chosen_groups([file for file, _ in rows])
     words = {match[0] if (match := re.match(r"[a-z]+(?=_)", Path(row[0]).name)) else "" for row in rows}
     are_sources = "" not in words and len(words) < 10  # more would be people, not collections
     folder = (path.parent if pictures is None else pictures).resolve()
     return [
         MarkedFace(folder / file, points, file, Path(file).name.split("_")[0] if are_sources else folder.name,
-                   file if one_group else _group_of(file))  # fmt: skip
+                   group_of[file])  # fmt: skip
         for file, points in rows
     ]
+
+
+def _chosen_groups(files: Sequence[str]) -> dict[str, str]:
+    """The group of each file. Where folders are too few (images/; train/ and test/) the names are asked; where these
+    tell too few groups, too (img_001.png, img_002.png), each file is on its own."""
+    for names in (files, [Path(file).name for file in files]):
+        groups = {file: _group_of(name) for file, name in zip(files, names)}
+        if len(set(groups.values())) >= FEWEST_GROUPS:
+            return groups
+    return {file: file for file in files}
 
 
 def _group_of(file: str) -> str:
@@ -145,7 +156,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.ndarray]
     """(first column, points (5, 2)) of each row; an empty cell is NaN."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            table = list(csv.DictReader(file))
+            table = list(csv.DictReader(file, skipinitialspace=True))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): it must be a CSV file in UTF-8.") from None
     missing = [column for column in columns if table and column not in table[0]]

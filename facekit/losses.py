@@ -93,14 +93,14 @@ class ArcFace(MarginLoss):
 
 
 class ElasticFace(ArcFace):
-    """ArcFace, but each embedding draws its m from N(0.5, 0.0125), each time anew (Boutros et al., ElasticFace:
-    Elastic Margin Loss for Deep Face Recognition, 2022; the variant ElasticFace-Arc). `margin` is the mean.
+    """ArcFace, but each embedding draws its m from N(0.5, 0.05), each time anew (Boutros et al., ElasticFace: Elastic
+    Margin Loss for Deep Face Recognition, 2022; ElasticFace-Arc, as configured by the authors). `margin` is the mean.
 
     The numbers come from torch's global generator of the CPU, on every device: torch.manual_seed repeats them.
     In evaluation mode the margin is the mean.
     """
 
-    SPREAD = 0.0125
+    SPREAD = 0.05
 
     def margins(self, cosines: Tensor) -> Tensor:
         if not self.training:

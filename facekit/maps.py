@@ -99,7 +99,7 @@ def map_page(
     try:
         import plotly.graph_objects as go
     except ImportError:
-        raise InputError(f"{path} needs Plotly: `pip install plotly`, or write a .png.") from None
+        raise InputError(f"{path} needs Plotly: pip install plotly.") from None
     photos = [
         [_displayable(name), _displayable(file), _jpeg_url(thumbnail)]
         for name, file, thumbnail in zip(names, paths, thumbnails)

@@ -31,8 +31,8 @@ def in_parallel(function: Callable, jobs: Sequence[tuple], workers: int | None =
         for future in as_completed([pool.submit(function, *job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool:
-        raise InputError("A process was killed, probably because memory ran out: run the command again, it goes on "
-                         "where it stopped.") from None
+        raise InputError("A process was killed, probably because memory ran out: close other programs, then run the "
+                         "command again.") from None
     finally:
         pool.shutdown(cancel_futures=True)  # a stop or a full disk ends it now, not after all the others
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import signal
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -134,8 +135,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], path: str |
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit the model: {str(error).splitlines()[1].strip()} Name other weights, or "
-                         "train it again.") from None
+        reason = textwrap.shorten(str(error).splitlines()[1], 200, placeholder=" ...")
+        raise InputError(f"{path} does not fit the model: {reason} Name other weights, or train it again.") from None
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -261,8 +262,10 @@ class Course:
         save_checkpoint(self.folder / "checkpoint.pt", state)
 
     def _what_it_learns(self) -> str:
-        """The settings, less the weights that it began with: these are far away by now, and may have been moved."""
-        return repr(asdict(self.settings) | {"init": None})
+        """The settings, less the weights that it begins with or learns from: these may have been moved by now."""
+        settings = asdict(self.settings) | {"init": None}
+        settings.pop("teacher", None)  # `data` knows which one
+        return repr(settings)
 
     def load(self) -> None:
         """InputError when there is no checkpoint, or one of other settings or data."""
@@ -321,11 +324,12 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def check_finite(loss: torch.Tensor, where: str) -> float:
+def check_finite(loss: torch.Tensor, where: str,
+                 advice: str = "lower --learning-rate, or use --precision float32") -> float:  # fmt: skip
     """The loss as a number. InputError when it is NaN or infinite: nothing that follows could be used."""
     value = float(loss.detach())
     if not np.isfinite(value):
-        raise InputError(f"The loss became {value} at {where}: lower --learning-rate, or use --precision float32.")
+        raise InputError(f"The loss became {value} at {where}: {advice}.")
     return value
 
 

@@ -244,5 +244,15 @@ def test_tables_for_people_and_programs(capsys: pytest.CaptureFixture):
     assert json.loads(capsys.readouterr().out) == ROWS
     commands.print_table(ROWS, argparse.Namespace(json=False, csv=True))
     assert list(csv.DictReader(io.StringIO(capsys.readouterr().out)))[1]["photo"] == "longer, name.jpg"
-    with pytest.raises(InputError, match="give one of them"):
-        commands.print_table(ROWS, argparse.Namespace(json=True, csv=True))
+
+
+@pytest.mark.parametrize(("pair", "values"), [("json csv", (True, True)), ("threshold far", (0.0, "0.01"))])
+def test_two_switches_of_which_only_one_can_count_end_it_before_anything_is_done(pair: str, values: tuple, capsys):
+    def work(args: argparse.Namespace) -> int:
+        raise AssertionError("it has begun")
+
+    given = dict(zip(pair.split(), values))
+    assert commands.run(argparse.Namespace(run=work, **given)) == 2
+    assert capsys.readouterr().err.endswith("give one of them.\n")
+    alone = given | {pair.split()[1]: None}
+    assert commands.run(argparse.Namespace(run=lambda args: 0, **alone)) == 0

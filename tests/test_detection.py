@@ -115,7 +115,8 @@ def test_voc_takes_every_object_for_a_face(tmp_path: Path):
 @pytest.mark.parametrize("content", ["", "file,xmin\na.png,1\n", "file,xmin,ymin,xmax,ymax\n", "a,b\n1,2\n",
                                      "file,xmin,ymin,xmax,ymax\na.png,x,1,2,3\n",
                                      "file,xmin,ymin,xmax,ymax\na.png,1,,2,3\n",
-                                     "file,xmin,ymin,xmax,ymax\na.png,1,2\n", "\0\0"])  # fmt: skip
+                                     "file,xmin,ymin,xmax,ymax\na.png,1,2\n", "\0\0",
+                                     "xmin,ymin,xmax,ymax,file\n1,2,3,4\n"])  # fmt: skip
 def test_a_bad_boxes_csv_is_named(tmp_path: Path, content: str):
     (tmp_path / "boxes.csv").write_text(content)
     with pytest.raises(InputError, match="boxes.csv"):
@@ -136,6 +137,52 @@ def test_photos_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path)
     write_lines(table, "file,xmin,ymin,xmax,ymax", "a/1.png,1,2,11,22", "b/1.png,1,2,11,22")
     photos = detection.read_boxes(table, tmp_path / "photos")
     assert [photo.path for photo in photos] == [tmp_path / "photos/a/1.png", tmp_path / "photos/b/1.png"]
+
+
+def test_photos_of_the_same_name_belong_to_the_nearest_file_of_boxes(tmp_path: Path):
+    box = "<object><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>22</ymax></bndbox></object>"
+    for day in ("day1", "day2"):
+        save_photo(tmp_path / day / "frame_1.png")
+        write_lines(tmp_path / day / "frame_1.xml",
+                    f"<annotation><filename>frame_1.png</filename>"
+                    f"<size><width>0</width><height>0</height></size>{box}</annotation>")  # fmt: skip
+        save_photo(tmp_path / "more" / day / "images" / "frame_2.png")
+        write_lines(tmp_path / "more" / day / "marks" / "frame_2.xml",
+                    f"<annotation><filename>frame_2.png</filename>"
+                    f"<size><width>7</width><height>5</height></size>{box}</annotation>")  # fmt: skip
+    photos = {photo.path.relative_to(tmp_path).as_posix(): photo.size for photo in detection.read_folder(tmp_path)}
+    assert photos == {"day1/frame_1.png": None, "day2/frame_1.png": None,
+                      "more/day1/images/frame_2.png": (7, 5), "more/day2/images/frame_2.png": (7, 5)}  # fmt: skip
+
+
+def test_a_table_does_not_hide_the_other_files_of_boxes(tmp_path: Path):
+    for name in ("a/1.png", "b/2.png"):
+        save_photo(tmp_path / name)
+    write_lines(tmp_path / "a" / "boxes.csv", "file, xmin, ymin, xmax, ymax", "1.png, 1, 2, 11, 22")
+    write_lines(tmp_path / "b" / "2.xml", "<annotation><filename>2.png</filename></annotation>")
+    first, second = detection.read_folder(tmp_path)
+    assert (first.path.name, second.path.name) == ("1.png", "2.png")
+    write_lines(tmp_path / "a" / "1.xml", "<annotation><filename>1.png</filename></annotation>")
+    assert len(detection.read_folder(tmp_path)) == 2, "a photo that has both comes once"
+    np.testing.assert_array_equal(first.boxes, [[1, 2, 11, 22]])
+
+
+def test_a_folder_that_is_asked_for_is_looked_in_first(tmp_path: Path):
+    for folder in ("photos", "darkened"):
+        save_photo(tmp_path / folder / "1.png")
+    write_lines(tmp_path / "photos" / "boxes.csv", "file,xmin,ymin,xmax,ymax", "1.png,1,2,11,22")
+    [photo] = detection.read_boxes(tmp_path / "photos" / "boxes.csv", tmp_path / "darkened")
+    assert photo.path == tmp_path / "darkened" / "1.png"
+
+
+def test_boxes_and_photos_may_be_named_from_here_and_from_the_root(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in "ab":
+        save_photo(tmp_path / "photos" / folder / "1.png")
+    write_lines(tmp_path / "boxes.csv", "file,xmin,ymin,xmax,ymax", "photos/a/1.png,1,2,11,22",
+                "photos/b/1.png,1,2,11,22", "1.png,1,2,11,22", ",,,,")  # fmt: skip
+    paths = [photo.path.resolve() for photo in detection.read_boxes(tmp_path / "boxes.csv", "photos")]
+    assert paths == [tmp_path / "photos" / folder / "1.png" for folder in "aba"]
 
 
 def test_a_folder_without_boxes(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Every kind of file that users have is opened the same way, or refused in one sentence that names it."""
 
 import io
+import os
 import struct
 import sys
 import types
@@ -340,7 +341,8 @@ def test_find_photos(tmp_path):
                  "b/no_suffix", "Ж.heic", "._a.jpg"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "b" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    if os.name != "nt":  # where links take a privilege
+        (tmp_path / "b" / "loop").symlink_to(tmp_path, target_is_directory=True)
     found = [path.relative_to(tmp_path).as_posix() for path in find_photos(tmp_path)]
     assert found == ["a.PNG", "b/2.JPG", "b/10.jpg", "b/c/1.webp", "Ж.heic"]
     assert find_photos(str(tmp_path)) == find_photos(tmp_path)

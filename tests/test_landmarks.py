@@ -109,9 +109,10 @@ def test_columns_may_come_in_any_order_among_others(tmp_path: Path):
 
 
 def test_drawn_faces_are_marked_where_they_were_drawn(tmp_path: Path):
-    synthetic.write_faces(tmp_path, people=2, pictures_per_person=2, seed=3, size=64, workers=1, zoom=0.65)
+    synthetic.write_faces(tmp_path, people=4, pictures_per_person=2, seed=3, size=64, workers=1, zoom=0.65)
     faces = landmarks.find_faces(tmp_path)
-    assert [face.group for face in faces] == ["person_00001"] * 2 + ["person_00002"] * 2
+    assert [face.group for face in faces[::2]] == [face.group for face in faces[1::2]] == [
+        f"person_0000{identity}" for identity in (1, 2, 3, 4)]  # fmt: skip
     for face, (identity, picture) in zip(faces, [(1, 1), (1, 2), (2, 1), (2, 2)]):
         expected = synthetic.draw_face(synthetic.make_person(identity, 3), picture, 64, 0.65)
         np.testing.assert_allclose(face.points, expected.landmarks, atol=0.006)
@@ -199,6 +200,20 @@ def test_pictures_of_one_video_photo_or_person_are_one_group(tmp_path: Path, fil
     faces = landmarks.read_points_csv(write_table(tmp_path / "points.csv", rows))
     groups = [face.group for face in faces]
     assert len(set(groups[: len(files)])) == 1 and len(set(groups)) == 1 + len(others)
+
+
+@pytest.mark.parametrize(("files", "groups"), [
+    (["images/Ada_1.jpg", "images/Ada_2.jpg", "images/Ben_1.jpg", "images/Cleo_1.jpg", "images/Dan_1.jpg"],
+     ["Ada", "Ada", "Ben", "Cleo", "Dan"]),  # one folder tells nothing
+    (["train/Ada_1.jpg", "val/Ada_2.jpg", "val/Ben_1.jpg", "val/Cleo_1.jpg", "val/Dan_1.jpg"],
+     ["Ada", "Ada", "Ben", "Cleo", "Dan"]),
+    (["Ada/1.jpg", "Ada/2.jpg", "Ben/1.jpg", "Cleo/1.jpg", "Dan/1.jpg"], ["Ada", "Ada", "Ben", "Cleo", "Dan"]),
+    (["IMG_1.jpg", "IMG_2.jpg", "DSC_1.jpg", "DSC_2.jpg"], None),  # cameras, not people
+    (["train/1.jpg", "train/2.jpg", "val/1.jpg"], None),
+])  # fmt: skip
+def test_folders_or_names_that_are_too_few_to_be_people_are_no_groups(tmp_path: Path, files: list, groups: list | None):
+    path = write_table(tmp_path / "points.csv", [[file, *range(10)] for file in files])
+    assert [face.group for face in landmarks.read_points_csv(path)] == (groups or files)
 
 
 # ---------------------------------------------------------------- what cannot be read

@@ -177,7 +177,7 @@ def test_elasticface_is_the_formula_with_drawn_margins(settings):
     ours = value_and_gradients(loss(embeddings, people), embeddings, loss.centres)
     torch.manual_seed(5)
     mean = settings.get("margin", 0.5)
-    margins = [mean + 0.0125 * drawn for drawn in torch.randn(len(people)).tolist()]
+    margins = [mean + 0.05 * drawn for drawn in torch.randn(len(people)).tolist()]
 
     def own_cosine(row: int, theta: Tensor) -> Tensor:
         m = margins[row]
@@ -253,8 +253,8 @@ def test_elasticface_draws_a_margin_for_each_embedding():
     loss = ElasticFace(2, 2)
     torch.manual_seed(0)
     margins = loss.own_cosines(torch.zeros(20_000), torch.ones(20_000)).acos() - math.pi / 2
-    assert float(margins.mean()) == pytest.approx(0.5, abs=5e-4)
-    assert float(margins.std()) == pytest.approx(0.0125, rel=0.05)
+    assert float(margins.mean()) == pytest.approx(0.5, abs=2e-3)
+    assert float(margins.std()) == pytest.approx(0.05, rel=0.05)
 
 
 def test_elasticface_uses_the_mean_margin_in_evaluation():
