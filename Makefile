@@ -3,7 +3,6 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 DEMO = data/demo
 RECOGNISER = --recogniser $(DEMO)/recognition.safetensors
-WEIGHTS = $(RECOGNISER) --verifier $(DEMO)/verification.safetensors
 SAMPLES = --samples $(DEMO)/people --gallery $(DEMO)/gallery
 
 .PHONY: demo demo-training test lint clean
@@ -27,10 +26,10 @@ demo-training: .venv/installed
 	$(RUN) face_recognition.py prepare --drawn-people 600 --prepared $(DEMO)
 	$(RUN) face_recognition.py train --prepared $(DEMO) $(RECOGNISER) --time-limit 2 --batch-size 64 --name demo \
 		--init weights/recognition.safetensors --learning-rate 5e-4
-	$(RUN) face_recognition.py train-verify --prepared $(DEMO) $(WEIGHTS)
-	$(RUN) face_recognition.py evaluate --prepared $(DEMO) $(WEIGHTS) --charts $(DEMO)
-	$(RUN) face_recognition.py compare $(WEIGHTS) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00011/0002.jpg || test $$? -eq 1
-	$(RUN) face_recognition.py compare $(WEIGHTS) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00021/0001.jpg || test $$? -eq 1
+	$(RUN) face_recognition.py train-verify --prepared $(DEMO) $(RECOGNISER)
+	$(RUN) face_recognition.py evaluate --prepared $(DEMO) $(RECOGNISER) --charts $(DEMO)
+	$(RUN) face_recognition.py compare $(RECOGNISER) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00011/0002.jpg || test $$? -eq 1
+	$(RUN) face_recognition.py compare $(RECOGNISER) $(DEMO)/drawn_600_people_0/person_00011/0001.jpg $(DEMO)/drawn_600_people_0/person_00021/0001.jpg || test $$? -eq 1
 
 test: .venv/installed-dev
 	$(RUN) -m pytest

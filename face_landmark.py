@@ -48,7 +48,7 @@ IMAGE_SIZE = 96  # the model sees 96x96 pixels, greyscale, values 0..1
 LOOKS = 2  # in use: the second is at the face as the points of the first turn it upright and cut it out
 FAILURE = 0.10  # a face with a larger NME counts as failed
 DRAWN_PEOPLE = 1500
-PHOTOS_AT_ONCE = 64  # that are open
+PHOTOS_AT_ONCE = 16  # that are open: one of 12 megapixels takes 48 MB
 
 PREPARED = Path("data/landmarks")
 WEIGHTS = Path("weights/landmark.safetensors")
@@ -338,7 +338,7 @@ def train(faces: landmarks.LandmarkSet, settings: Settings, folder: Path, device
     if resume:
         course.load()
     with course.underway(minutes):
-        while course.done < 1:
+        while course.plan or course.done < 1:
             if not course.plan:
                 _, random = training.step_generators(settings.seed, course.epoch)
                 order = torch.randperm(len(part.images), generator=random)
@@ -622,11 +622,12 @@ def command_detect(args: argparse.Namespace) -> int:
 
         return commands.ask_for_photos(answer)
     paths = photos_in(args.paths, args.out)
+    places = places_below(paths) if args.out else {}
     print(f"Running on {training.describe(next(model.parameters()).device)}.", file=sys.stderr)
     failed = 0
-    for path, place in places_below(paths).items():
+    for path in paths:
         try:
-            detect_one(model, path, args.out and args.out / f"{place}.png", args)
+            detect_one(model, path, args.out and args.out / f"{places[path]}.png", args)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1

@@ -35,7 +35,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -520,6 +519,8 @@ def train_step(course: Course, batch: Tensor) -> None:
     if settings.reference:
         loss, right = reference_loss(course, batch, numpy_random)
     else:
+        if isinstance(course.loss, losses.MarginLoss) and not settings.init:
+            course.loss.done = course.done
         loss, right = batch_loss(course, batch, torch_random)
         rate *= training.warm_cosine(course.done)
     course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
@@ -563,7 +564,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
         if settings.loss != "triplet":
             losses.start_at_means(course.loss, course.memory, course.class_of[course.part.people])
     with course.underway(minutes):
-        while course.done < 1 and (minutes or not out_of_patience(course)):
+        while course.plan or (course.done < 1 and (minutes or not out_of_patience(course))):
             course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]
             for batch in course.batches():
                 train_step(course, batch)
@@ -842,10 +843,21 @@ def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier
     return verifier.to(training.choose_device(device)).eval()
 
 
-def load_matching_verifier(recogniser: str | Path, verifier: str | Path, device: str = "auto",
+def verifier_of(recogniser: str | Path) -> Path:
+    """VERIFIER for the usual recogniser; beside small.safetensors it is small-verifier.safetensors."""
+    recogniser = Path(recogniser)
+    usual = recogniser.resolve() == RECOGNISER.resolve()
+    return VERIFIER if usual else recogniser.with_name(f"{recogniser.stem}-verifier.safetensors")
+
+
+def load_matching_verifier(recogniser: str | Path, verifier: str | Path | None = None, device: str = "auto",
                            tta: bool = False) -> Verifier:  # fmt: skip
-    """The verifier; InputError when it was trained on the embeddings of another recogniser. Says so if it was trained
-    with test-time augmentation and is used without, or the other way round."""
+    """The verifier, the recogniser's own unless another is given.
+
+    InputError when it was trained on the embeddings of another recogniser. Says so if it was trained with test-time
+    augmentation and is used without, or the other way round.
+    """
+    verifier = verifier or verifier_of(recogniser)
     loaded = load_verifier(verifier, device)
     if loaded.metadata["recogniser_digest"] != training.digest(recogniser):
         raise InputError(f"{verifier} does not belong to {recogniser}: run train-verify.")
@@ -984,6 +996,7 @@ def command_download(args: argparse.Namespace) -> int:
 def command_prepare(args: argparse.Namespace) -> int:
     args.prepared = args.prepared or prepared_folder(args.image_size, args.color, args.data)
     prepare(args, args.image_size or IMAGE_SIZE, bool(args.color), args.seed)
+    print(f"To learn from them: train{changed_paths(prepared=(args.prepared, PREPARED))}")
     return 0
 
 
@@ -1071,13 +1084,15 @@ def choose_settings(args: argparse.Namespace) -> Settings:
 def follow_init(args: argparse.Namespace) -> None:
     """Where the command line says nothing, backbone and sizes are those of the weights to start from."""
     _, about = read_recogniser(args.init)
-    if args.backbone not in (None, about["backbone"]):
-        raise InputError(f"{args.init} is of the backbone {about['backbone']}, not {args.backbone}: leave out one of "
-                         "them, or make it the --teacher.")
-    args.backbone = about["backbone"]
-    args.embedding_size = args.embedding_size or about["embedding_size"]
-    args.image_size = args.image_size or about["crop"]["size"]
-    args.color = about["crop"]["color"] if args.color is None else args.color
+    crop = about["crop"]
+    own = {"backbone": about["backbone"], "embedding_size": about["embedding_size"], "image_size": crop["size"],
+           "color": crop["color"]}  # fmt: skip
+    for name, value in own.items():
+        asked = getattr(args, name)
+        if asked not in (None, value) and (name, own["backbone"]) != ("image_size", "resnet18"):  # which takes any
+            switch = f"--{'no-' * (asked is False)}{name.replace('_', '-')}" + f" {asked}" * (name != "color")
+            raise InputError(f"{args.init} does not fit {switch}: leave out one of them, or make it the --teacher.")
+        setattr(args, name, value if asked is None else asked)
 
 
 def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
@@ -1126,21 +1141,14 @@ def command_train(args: argparse.Namespace) -> int:
             save_recogniser(args.recogniser, course, data, measured)
             usual = prepared_folder(args.image_size, args.color)
             flags = changed_paths(prepared=(args.prepared, usual), recogniser=(args.recogniser, RECOGNISER))
-            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}"
-                  f"{own_verifier(args.recogniser)}")  # fmt: skip
+            print(f"and {args.recogniser}. The verifier has to learn these: train-verify{flags}")
     return 0
 
 
 def changed_paths(**paths: tuple[Path | None, Path]) -> str:
     """The switches that the next command needs for those (chosen, usual) paths that are not the usual ones."""
-    return "".join(f" --{name} {shlex.quote(str(chosen))}" for name, (chosen, usual) in paths.items()
+    return "".join(f" {commands.quoted([f'--{name}', str(chosen)])}" for name, (chosen, usual) in paths.items()
                    if chosen not in (None, usual))  # fmt: skip
-
-
-def own_verifier(recogniser: Path) -> str:
-    """The switch that keeps the verifier of other weights apart from the usual one, which belongs to the usual ones."""
-    verifier = recogniser.with_name(f"{recogniser.stem}-verifier.safetensors")
-    return f" --verifier {shlex.quote(str(verifier))}" if recogniser != RECOGNISER else ""
 
 
 def command_average(args: argparse.Namespace) -> int:
@@ -1169,12 +1177,13 @@ def command_average(args: argparse.Namespace) -> int:
     print(f"{args.output}: the mean of {len(tensors)} weights.\nNearer to their own person than to ten strangers: "
           f"{measured['one_of_eleven_validation']:.1%} of the faces of validation people (to choose by), "
           f"{measured['one_of_eleven_test']:.1%} of those of test people.\n"
-          f"The verifier has to learn these weights: train-verify{flags}{own_verifier(args.output)}")  # fmt: skip
+          f"The verifier has to learn these weights: train-verify{flags}")  # fmt: skip
     return 0
 
 
 def command_train_verify(args: argparse.Namespace) -> int:
     model, device = load_recogniser(args.recogniser, args.device), training.choose_device(args.device)
+    path = args.verifier or verifier_of(args.recogniser)
     faces = prepared_for(model, args.recogniser, args.prepared)
     parts = {name: Part(faces, name, device, most_people=VERIFIER_PEOPLE) for name in datasets.SPLITS}
     embeddings = {name: embed(model, part.images, args.precision, args.tta) for name, part in parts.items()}
@@ -1191,7 +1200,7 @@ def command_train_verify(args: argparse.Namespace) -> int:
         if pairs * float(far) < 1:
             print(f"Note: {pairs} pairs of strangers are too few to choose a score for {float(far):.1%}.")
     accuracy = try_thresholds(verifier, thresholds, embeddings["test"], parts["test"])
-    training.save_weights(args.verifier, verifier, {
+    training.save_weights(path, verifier, {
         "architecture": f"linear-{model.embedding_size}", "seed": args.seed,
         "thresholds": thresholds, "naming_thresholds": naming, "crop": model.metadata["crop"], "tta": args.tta,
         "data": about_data(faces), "recogniser_digest": training.digest(args.recogniser),
@@ -1200,9 +1209,9 @@ def command_train_verify(args: argparse.Namespace) -> int:
     sizes = ", ".join(f"{threshold:.3f} with {size}" for size, threshold in naming["score"].items())
     usual = prepared_folder(model.image_size, model.color)
     flags = changed_paths(prepared=(args.prepared, usual), recogniser=(args.recogniser, RECOGNISER),
-                          verifier=(args.verifier, VERIFIER))  # fmt: skip
+                          verifier=(path, verifier_of(args.recogniser)))  # fmt: skip
     print(f"To name a face, at most 1 % of strangers getting a name: score {sizes} people enrolled.\n"
-          f"Weights: {args.verifier}. To measure all: evaluate{flags}{' --tta' * args.tta}")  # fmt: skip
+          f"Weights: {path}. To measure all: evaluate{flags}{' --tta' * args.tta}")  # fmt: skip
     return 0
 
 
@@ -1362,15 +1371,17 @@ def command_export(args: argparse.Namespace) -> int:
 OPTIONS = commands.OPTIONS | commands.with_defaults(Settings(), REFERENCE) | {  # of more than one command
     "--prepared": dict(type=Path, metavar="DIR", help=f"prepared faces [{PREPARED}; {PREPARED}-112-color and so on]"),
     "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"train writes it [{RECOGNISER}]"),
-    "--verifier": dict(type=Path, default=VERIFIER, metavar="FILE", help=f"[{VERIFIER}]"),
+    "--verifier": dict(type=Path, metavar="FILE", help=f"[{VERIFIER}; of other weights NAME-verifier.safetensors]"),
     "--data": dict(type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg, may be repeated, or "
-                   "`synthetic` for drawn faces [the sets under dataset/, else drawn faces]"),
+                   "`synthetic` for drawn faces [prepare: the sets under dataset/, else drawn faces; train: what is "
+                   "prepared]"),
     "--center-crop": dict(type=commands.number(float, 0.01, 1), default=1.0, metavar="PART",
                           help="keep this part of width and height [1]"),
     "--drawn-people": dict(type=commands.number(int, 1), metavar="N", help="draw N people instead"),
     "--image-size": dict(type=commands.number(int, 16), metavar="N", help="pixels a side of a crop "
-                         f"[{IMAGE_SIZE}; 112 for other backbones]"),
-    "--color": dict(action=argparse.BooleanOptionalAction, help="crops in colour [only for other backbones]"),
+                         f"[{IMAGE_SIZE}; train: 112 for other backbones]"),
+    "--color": dict(action=argparse.BooleanOptionalAction, help="crops in colour [grey; train: in colour for "
+                    "other backbones]"),
     "--tta": dict(action="store_true", help="test-time augmentation: the mean over shifted and mirrored crops"),
     "--far": dict(choices=[str(far) for far in FALSE_ACCEPT_RATES],
                   help="share of strangers that may be taken for one person [0.01]"),

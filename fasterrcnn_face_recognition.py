@@ -31,6 +31,7 @@ masks; see weights/MODEL_CARD.md.
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -140,7 +141,8 @@ def choose_view(size: tuple[int, int], boxes: np.ndarray, random: np.random.Gene
         side = math.sqrt((face[2] - face[0]) * (face[3] - face[1]))
         if random.random() < 0.5:
             scale = math.exp(random.uniform(math.log(10), math.log(0.75 * CROP_SIZE))) / side
-        scale = min(max(scale, 0.85 * CROP_SIZE / max(size)), 3 * usual, CROP_SIZE / side)
+        covered = 0.85 * CROP_SIZE / max(size)  # the photo fills 85 % of the crop, at least
+        scale = min(max(scale, covered), 3 * usual, CROP_SIZE / side)  # and the face fits in
         slack = max(0.0, CROP_SIZE / scale - side) / 2
         center = (face[:2] + face[2:]) / 2 + random.uniform(-slack, slack, 2)
     half = CROP_SIZE / scale / 2
@@ -371,10 +373,12 @@ def train(photos: detection.PhotoSet, settings: Settings, folder: Path, device: 
     course.events = training.event_writer(events)
     course.data = photos.summary.get("split_digest", "")
     part, validation = Part(photos, "train"), Part(photos, "validation")
+    if not any(len(boxes) for boxes in validation.boxes):
+        raise InputError("No validation photo has a face, by which the best epoch is chosen: prepare more photos.")
     if resume:
         course.load()
     with course.underway(minutes):
-        while course.done < 1:
+        while course.plan or course.done < 1:
             course.plan = course.plan or plan_epoch(course, part)[: 2 if dry_run else None]
             for batch in course.batches():
                 train_step(course, batch, part, precision)
@@ -420,7 +424,7 @@ class SeenFace:
     box: np.ndarray
     detected: float  # the detector's score
     landmarks: np.ndarray
-    embedding: np.ndarray | None  # (32,); None as long as nobody is looked for
+    embedding: np.ndarray | None  # (D,); None as long as nobody is looked for
     doubt: str = ""  # why the recogniser cannot be relied on here: "too small", "unclear"
 
 
@@ -457,7 +461,7 @@ class Chain:
 
 
 def load_chain(detector: Path = DETECTOR, landmarker: Path = face_landmark.WEIGHTS,
-               recogniser: Path = face_recognition.RECOGNISER, verifier: Path = face_recognition.VERIFIER,
+               recogniser: Path = face_recognition.RECOGNISER, verifier: Path | None = None,
                align: str = "similarity", device: str = "auto") -> Chain:  # fmt: skip
     """InputError when weights are missing or the verifier belongs to another recogniser."""
     return Chain(
@@ -581,8 +585,8 @@ def recognise(chain: Chain, gallery: Gallery, photos: Sequence[Image.Image], thr
               allow_repeats: bool = False, size: int | None = None) -> list[list[tuple[SeenFace, Answer]]]:
     """Every face of each photo (as open_photo gives it), the largest first, with who it is.
 
-    A name takes a score of at least `threshold`; None is the one that lets 1 % of strangers have a name. `size` is
-    the longer side at which the detector sees a photo.
+    A name takes a score of at least `threshold`; None is the one that let 1 % of strangers have a name when it was
+    chosen. `size` is the longer side at which the detector sees a photo.
     """
     if threshold is None:
         threshold = naming_threshold(chain, gallery)
@@ -672,16 +676,17 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
     for old in there - face_of.keys():
         with suppress(OSError):  # another process has done it, or other cuts of the person are there
             old.unlink()
-            old.parent.rmdir()
+            for parent in itertools.takewhile(lambda parent: parent != folder, old.parents):
+                parent.rmdir()
 
 
 # ---------------------------------------------------------------- answers
 
 
 def describe_face(face: SeenFace, answer: Answer) -> str:
-    """`NAME: 0.97`; for nobody `Unknown: 0.31`, and why if it is not for the score."""
+    """`NAME: 0.972`; for nobody `Unknown: 0.310`, and why if it is not for the score."""
     reason = face.doubt or answer.note
-    return f"{answer.name or 'Unknown'}: {answer.score:.2f}" + (f" ({reason})" if reason else "")
+    return f"{answer.name or 'Unknown'}: {answer.score:.3f}" + (f" ({reason})" if reason else "")
 
 
 def draw_answers(photo: Image.Image, answers: Sequence[tuple[SeenFace, Answer]]) -> tuple[Image.Image, list[str]]:
@@ -698,6 +703,8 @@ def draw_answers(photo: Image.Image, answers: Sequence[tuple[SeenFace, Answer]])
 def answer_photo(chain: Chain, gallery: Gallery, path: Path, args: argparse.Namespace) -> None:
     """One turn of the interactive loop: the names of a photo, and the picture of them."""
     photo = open_photo(path, args.max_pixels)
+    if path.resolve() == args.output.resolve():
+        raise InputError(f"{path} is where the answer is drawn: choose another --output.")
     threshold = working_threshold(chain, gallery, args)
     [answers] = recognise(chain, gallery, [photo], threshold, args.allow_repeats, args.size)
     print("\n".join(f"result: {describe_face(*each)}" for each in answers) or "no face found")
@@ -839,7 +846,8 @@ def command_prepare(args: argparse.Namespace) -> int:
         photos = detection.find_known()
     if not photos:
         count = args.drawn_scenes or DRAWN_SCENES
-        print(f"{'' if args.drawn_scenes else 'There is no data set under dataset/: '}drawing {count} photos.")
+        why = "" if args.drawn_scenes else "None of the known data sets is under dataset/ (your own: --data DIR): "
+        print(f"{why}drawing {count} photos.")
         drawn = args.prepared / f"drawn_{count}_scenes_{args.seed}"
         detection.draw_scenes(drawn, count, args.seed)
         photos = detection.read_folder(drawn)
@@ -897,7 +905,7 @@ def command_evaluate(args: argparse.Namespace) -> int:
     model = load_detector(args.detector, args.device)
     model.size = args.size or model.size
     print(f"Running on {training.describe(training.choose_device(args.device), args.precision)}.", file=sys.stderr)
-    if (args.size or 0) > PACKED_SIZE and not args.images:
+    if model.size > PACKED_SIZE and not args.images:
         print(f"Note: the packed photos have {PACKED_SIZE} pixels at most; give --images and --boxes to measure "
               "larger ones.", file=sys.stderr)  # fmt: skip
     if args.images:
@@ -974,10 +982,10 @@ def command_interactive(args: argparse.Namespace) -> int:
 
 def gallery_sentence(gallery: Gallery, args: argparse.Namespace) -> str:
     people = gallery.people()
-    if not people:
-        return f"The gallery is empty, so everybody is Unknown: put photos into {args.samples}/NAME/."
-    known = counted(len(people), "person is", "people are")
     unused = f" ({len(gallery.rejected)} more not used, see `people`)" if gallery.rejected else ""
+    if not people:
+        return f"The gallery is empty, so everybody is Unknown: put photos into {args.samples}/NAME/{unused}."
+    known = counted(len(people), "person is", "people are")
     return f"{known} known from {counted(people.total(), 'photo', 'photos')}{unused} in {args.samples}."
 
 
@@ -1061,7 +1069,7 @@ def command_forget(args: argparse.Namespace) -> int:
     chosen_gallery(chain, args)  # first: an error is to leave the photos
     forget(args.samples, args.name)
     chosen_gallery(chain, args)
-    print(f"{args.name} is forgotten.")
+    print(f"{args.name} is forgotten. Other galleries (--gallery) forget the next time they are used.")
     return 0
 
 

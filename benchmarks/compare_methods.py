@@ -36,7 +36,7 @@ def run_command(*arguments: str | Path) -> str:
     with training.Interruption() as stop:  # the command gets Ctrl-C, too: let it save
         done = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     if done.returncode or stop.requested:
-        print(done.stdout)
+        print("Stopped. The same command goes on." if stop.requested else done.stdout)
         sys.exit(done.returncode or 130)
     return done.stdout
 
@@ -46,21 +46,20 @@ def measured(method: str, switches: list[str], args: argparse.Namespace, crops: 
     report, begun = args.output / f"{method}.json", args.output / f"{method}.begun"
     if not report.exists():
         print(f"{method}: {args.minutes:g} minutes from {time.strftime('%H:%M')} on", flush=True)
-        weights, verifier = args.output / f"{method}.safetensors", args.output / f"{method}-verifier.safetensors"
+        weights = args.output / f"{method}.safetensors"
         name = f"{args.output.name}-{method}"
         last = str(commands.last_run(name) or "")
         if not begun.exists():
             write_text(begun, last)  # a training of another comparison
-        resume = ["--resume"] * (last not in ("", begun.read_text(encoding="utf-8")))
+        resume = ["--resume", last] * (last not in ("", begun.read_text(encoding="utf-8")))
         made = "--prepared", args.output / crops, "--recogniser", weights
         if not (args.output / crops / "summary.json").exists():
             colour = ["--image-size", 112, "--color"] * crops.endswith("color")
             run_command("prepare", "--data", args.data, "--prepared", args.output / crops, *colour)
         run_command("train", *made, "--name", name, *switches,
                     "--time-limit", args.minutes, "--epochs", 10_000, *resume)  # fmt: skip
-        run_command("train-verify", *made, "--verifier", verifier)
-        printed = run_command("evaluate", *made, "--verifier", verifier, "--json",
-                              "--charts", args.output / f"{method}-charts")  # fmt: skip
+        run_command("train-verify", *made)
+        printed = run_command("evaluate", *made, "--json", "--charts", args.output / f"{method}-charts")
         chosen_by = face_recognition.load_recogniser(weights).metadata["measured"]["one_of_eleven_validation"]
         costs = {"megabytes": weights.stat().st_size / 1e6, "milliseconds": milliseconds_an_image(weights)}
         write_json(report, json.loads(printed) | costs | {"validation": chosen_by})

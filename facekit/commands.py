@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -46,7 +47,8 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what argparse is told about them
     "--batch-size": dict(type=number(int, 1), metavar="N", help="images a step"),
     "--learning-rate": dict(type=number(float, 1e-6), metavar="RATE", help="at its highest"),
     "--time-limit": dict(type=number(float, 0.1), metavar="MINUTES", help="fit the training into this time"),
-    "--resume": dict(action="store_true", help="go on from the last checkpoint"),
+    "--resume": dict(nargs="?", const=True, metavar="RUN", help="go on from the checkpoint in the folder RUN "
+                     "[of the run of this name that was saved last]"),
     "--dry-run": dict(action="store_true", help="two epochs of two steps; changes no published weights"),
     "--seed": dict(type=number(int, 0), default=0, help="of all random choices [0]"),
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="[auto: a GPU where there is one]"),
@@ -138,17 +140,18 @@ class Stopped(Exception):
 def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
     """The folder of a training: checkpoint, history, log.txt with what is printed, config.yaml to run it again.
 
-    outputs/DATE-NAME, with +2 and so on where that is there; with --resume the one of this name that was saved last.
-    A dry run has `dry_run` beside the prepared data. Ctrl-C becomes Stopped, which says how to go on. InputError when
-    there is nothing to resume.
+    outputs/DATE-NAME, with +2 and so on where that is there; with --resume the given one, or that of this name which
+    was saved last. A dry run has `dry_run` beside the prepared data. Ctrl-C becomes Stopped, which says how to go on.
+    InputError when there is nothing to resume.
     """
     name = _plain(args.name or name)
     if args.dry_run:
         folder = args.prepared / "dry_run"
     elif args.resume:
-        folder = last_run(name)
+        folder = last_run(name) if args.resume is True else Path(args.resume)
         if not folder:
             raise InputError(f"There is no training called {name} under {OUTPUTS}/ to resume: leave out --resume.")
+        print(f"Going on in {folder}")
     else:
         folder = _new_folder(OUTPUTS / f"{date.today()}-{name}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,10 +169,11 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
           redirect_stdout(_Both(sys.stdout, log))):  # fmt: skip
         try:
             yield folder
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if not (folder / "checkpoint.pt").exists():
                 raise
-            raise Stopped(how_to_go_on()) from None
+            said = "Stopped and saved." if stop.args else "Stopped; what came after the last checkpoint is lost."
+            raise Stopped(f"\n{said} To go on: {how_to_go_on(args, folder)}") from None
 
 
 def _plain(name: str) -> str:
@@ -222,10 +226,18 @@ class _Both:
         return getattr(self.first, name)
 
 
-def how_to_go_on() -> str:
-    """The sentence after Ctrl-C."""
-    again = [word for word in sys.argv if word != "--resume"]
-    return f"\nStopped and saved. To go on: python3 {shlex.join(again)} --resume"
+def how_to_go_on(args: argparse.Namespace, folder: Path) -> str:
+    """The command that resumes the run in `folder`: this one again."""
+    words = ["python3", *sys.argv]
+    if "--resume" in words:
+        at = words.index("--resume")
+        del words[at : at + (1 if args.resume is True else 2)]
+    return quoted([*words, "--resume", str(folder)])
+
+
+def quoted(words: Sequence[str]) -> str:
+    """As a line for the system's shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def note_other_split(metadata: dict, summary: dict) -> bool:

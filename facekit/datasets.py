@@ -192,7 +192,7 @@ def pack_faces(photos: Sequence[Photo], folder: str | Path, size: int = 80, colo
     folder = Path(folder)
     crop_fractions = _crop_fractions(photos)
     _publish(folder)
-    working, result = folder / "working", folder / "working" / "result"
+    working, result = folder / ".working", folder / ".working" / "result"
     face_shape = (3 if color else 1, size, size)
 
     outcomes = _decode(photos, working, face_shape, workers, max_pixels)
@@ -217,7 +217,7 @@ def pack_faces(photos: Sequence[Photo], folder: str | Path, size: int = 80, colo
 
     for old in folder.glob("contact_sheet_*.png"):
         old.unlink()
-    result.rename(folder / "finished")
+    result.rename(folder / ".finished")
     _publish(folder)
     shutil.rmtree(working)
     return summary
@@ -225,7 +225,7 @@ def pack_faces(photos: Sequence[Photo], folder: str | Path, size: int = 80, colo
 
 def _publish(folder: Path) -> None:
     """Moves a complete result to its place. If that is stopped half-way, the next call goes on."""
-    finished = folder / "finished"
+    finished = folder / ".finished"
     if finished.is_dir():
         images_first_index_last = sorted(
             finished.iterdir(), key=lambda path: (path.name == "index.csv", path.name != "images.npy"))

@@ -91,8 +91,9 @@ def read_folder(folder: str | Path) -> list[BoxedPhoto]:
     annotations = find_files(folder, {".xml"})
     if not tables and not annotations:
         raise InputError(f"{folder} has no boxes: put a boxes.csv (file,xmin,ymin,xmax,ymax) beside the photos.")
-    of_tables = [photo for path in tables for photo in read_boxes(path, path.parent, folder)]
-    photos, source, known = _photos_by_name(folder), printable(folder.resolve().name), {each.path for each in of_tables}
+    photos, source = _photos_by_name(folder), printable(folder.resolve().name)
+    of_tables = [photo for path in tables for photo in _read_table(path, [path.parent, folder], photos)]
+    known = {photo.path for photo in of_tables}
     of_annotations = [_read_voc(path, photos, source) for path in annotations]
     return of_tables + [photo for photo in of_annotations if photo.path not in known]
 
@@ -117,12 +118,14 @@ def read_boxes(path: str | Path, *folders: str | Path) -> list[BoxedPhoto]:
     Sources are told apart by what stands before the first "_" of a file name, unless these are too many.
     InputError when the file is missing or cannot be read.
     """
-    path = Path(path)
+    return _read_table(Path(path), folders, _photos_by_name(Path(folders[-1])))
+
+
+def _read_table(path: Path, folders: Sequence[str | Path], photos: Mapping[str, list[Path]]) -> list[BoxedPhoto]:
     boxes, sizes = _read_boxes_csv(path)
     prefixes = {name: Path(name).name.partition("_")[0] for name in boxes if "_" in Path(name).name}
     several = len(set(prefixes.values())) <= MOST_SOURCES
     folder_name = printable(path.resolve().parent.name)
-    photos = _photos_by_name(Path(folders[-1]))
     result = []
     for name, corners in boxes.items():
         places = [Path(folder, name) for folder in (*folders, path.parent)]
@@ -135,10 +138,11 @@ def read_boxes(path: str | Path, *folders: str | Path) -> list[BoxedPhoto]:
 def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, int]]]:
     """The boxes of each file, and the size of its picture where it is told."""
     boxes: dict[str, list] = {}
-    sizes = {}
+    sizes, lines = {}, None
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            for line in csv.DictReader(file, skipinitialspace=True):
+            lines = csv.DictReader(file, skipinitialspace=True)
+            for line in lines:
                 name = line["file"] if "file" in line else line["Name"]
                 corners = [line[corner] for corner in CORNERS]
                 if not name and not any(corners):
@@ -151,7 +155,8 @@ def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, i
     except FileNotFoundError:
         raise InputError(f"{path} is missing: it shall have the columns file, {', '.join(CORNERS)}.") from None
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): it shall have the columns "
+        where = f", line {lines.line_num}," if lines else ""
+        raise InputError(f"{path}{where} cannot be read ({type(error).__name__}: {error}): it shall have the columns "
                          f"file, {', '.join(CORNERS)} with numbers.") from None  # fmt: skip
     if not boxes:
         raise InputError(f"{path} names no photos: one line file,{','.join(CORNERS)} a face is needed.")

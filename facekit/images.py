@@ -1,4 +1,4 @@
-"""One safe opener for every photo, and the one way from a photo to the pixels that the models see."""
+"""One safe opener for every photo, and the way from a face crop to the pixels that the models see."""
 
 import math
 import os
@@ -194,7 +194,9 @@ def center_crop(image: Image.Image, fraction: float) -> Image.Image:
 
 def face_pixels(photo: Picture, size: int = 80, crop_fraction: float = 1.0, color: bool = False,
                 max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The pixels that the models see: the preprocessing of training, evaluation, enrolment and the loop.
+    """The pixels of a face crop that the models see: the preprocessing of `prepare`, `compare` and the like.
+
+    The chain cuts faces out of photos by alignment.warp instead.
 
     Centre crop, greyscale unless `color` (ITU-R 601: 0.299 R + 0.587 G + 0.114 B), scaled so that the longer
     side is `size`, padded with black to a square, centred; never stretched.

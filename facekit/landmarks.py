@@ -21,12 +21,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from facekit import alignment
+from facekit import alignment, synthetic
 from facekit.datasets import SPLITS, split_digest, split_people
 from facekit.files import InputError, printable, read_json, write_csv, write_json, written_whole
 from facekit.images import MAX_PIXELS, Picture, contact_sheet, find_files, find_photos, open_photo, picture_of
 
-POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+POINTS = synthetic.LANDMARKS
 MIRRORED = [1, 0, 2, 4, 3]  # which point each one becomes in a mirror
 FEWEST_GROUPS = 4  # fewer folders or names than this are collections, not people
 PACKED_SIZE = 128  # pixels: more than the model sees, so that a closer crop stays sharp
@@ -78,9 +78,11 @@ def find_faces(root: str | Path, skipped: list[dict] | None = None) -> list[Mark
 def read_points_csv(path: Path, pictures: Path | None = None) -> list[MarkedFace]:
     """Rows `file,left_eye_x,left_eye_y,right_eye_x,...`; files are found in `pictures`, else beside the table.
 
-    The source is the first word of the file's name (word_...) where all names have one, else the folder.
+    The source is the first word of the file's name (word_...) where all names have one and these are fewer than ten,
+    else the folder. Lines without a file, as spreadsheets write them, are left out.
     """
-    rows = list(_rows(path, ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]))
+    columns = ["file", *(f"{point}_{axis}" for point in POINTS for axis in "xy")]
+    rows = [row for row in _rows(path, columns) if row[0]]
     group_of = _chosen_groups([file for file, _ in rows])
     words = {match[0] if (match := re.match(r"[a-z]+(?=_)", Path(row[0]).name)) else "" for row in rows}
     are_sources = "" not in words and len(words) < 10  # more would be people, not collections

@@ -22,7 +22,7 @@ from facekit.files import InputError, read_json, write_csv, write_json, written_
 from facekit.parallel import in_parallel
 from facekit.portrait import View, face_box, paint_person, seen_landmarks
 
-LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left in the picture
 FRAMED_CENTER = (0.50, 0.642)  # mean of the five landmarks of an ArcFace crop, in parts of its side
 FRAMED_SPREAD = 0.2075  # and their root-mean-square distance from that mean
 SMALLEST_SCENE_FACE = 24  # pixels between the sides of the head

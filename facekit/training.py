@@ -94,7 +94,7 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -
         if not torch.isfinite(value).all():
             raise InputError(f"{path} was not written: {name} is not finite in float16; lower --learning-rate.")
     with written_whole(path) as temporary:
-        temporary.write_bytes(save(tensors, {"facekit": json.dumps(metadata, ensure_ascii=False)}))
+        temporary.write_bytes(save(tensors, {"facekit": json.dumps(metadata)}))
 
 
 def read_weights(path: str | Path, *architectures: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -151,6 +151,8 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict[str, Any]:
         return dict(torch.load(path, map_location=device, weights_only=True))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: there is no training to resume; leave out --resume.") from None
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # the file may be whole
+        raise
     except Exception as error:  # torch.load raises many kinds of errors for damaged files
         raise InputError(f"{path} cannot be resumed from ({type(error).__name__}): start without --resume.") from None
 
@@ -162,7 +164,7 @@ class Course:
     """A training on its way: model, optimiser, counters. Saved whole, it goes on as if it had never stopped.
 
         with course.underway(minutes):
-            while course.done < 1:
+            while course.plan or course.done < 1:                    # a plan: of an epoch that is resumed
                 course.plan = course.plan or plan_epoch(course)      # a list of batches
                 for batch in course.batches():
                     course.learn(loss(batch), rate)
@@ -202,15 +204,18 @@ class Course:
         with Interruption() as self.interruption:
             try:
                 yield
+                if self.interruption.requested:  # during the last step or validation
+                    raise KeyboardInterrupt("saved")
             finally:
                 self.draw_history()
 
     def batches(self) -> Iterator[torch.Tensor]:
-        """The batches of the plan that are still to be done. After Ctrl-C all is saved and KeyboardInterrupt raised."""
+        """The batches of the plan that are still to be done. After Ctrl-C all is saved and KeyboardInterrupt raised,
+        with an argument; the one of a second Ctrl-C has none."""
         for batch in tqdm(self.plan[self.step :], f"epoch {self.epoch}", leave=False, disable=None):
             if self.interruption.requested:
                 self.save()
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("saved")
             if self.done == 1:
                 break
             yield batch.to(self.device)

@@ -495,11 +495,11 @@ def test_recognise_several_photos(chain: fr.Chain):
 
 
 @pytest.mark.parametrize(("answer", "doubt", "said"), [
-    (fr.Answer("Ada", [("Ada", 0.974)]), "", "Ada: 0.97"),
-    (fr.Answer(None, [("Ada", 0.31)]), "", "Unknown: 0.31"),
-    (fr.Answer(None, [("Ada", 0.99)]), "too small", "Unknown: 0.99 (too small)"),
-    (fr.Answer(None, []), "unclear", "Unknown: 0.00 (unclear)"),
-    (fr.Answer(None, [("Ada", 0.98)], "Ada is another face"), "", "Unknown: 0.98 (Ada is another face)"),
+    (fr.Answer("Ada", [("Ada", 0.974)]), "", "Ada: 0.974"),
+    (fr.Answer(None, [("Ada", 0.31)]), "", "Unknown: 0.310"),
+    (fr.Answer(None, [("Ada", 0.99)]), "too small", "Unknown: 0.990 (too small)"),
+    (fr.Answer(None, []), "unclear", "Unknown: 0.000 (unclear)"),
+    (fr.Answer(None, [("Ada", 0.98)], "Ada is another face"), "", "Unknown: 0.980 (Ada is another face)"),
 ])  # fmt: skip
 def test_what_is_said_of_a_face(answer: fr.Answer, doubt: str, said: str):
     assert fr.describe_face(seen_face(doubt=doubt), answer) == said
@@ -633,21 +633,21 @@ def test_a_conversation_at_a_terminal(talk, monkeypatch: pytest.MonkeyPatch):
     user.type("group.png\n")
     answers = user.hear("saved to img_output.png")
     lines = [line for line in answers.replace("\r", "").splitlines() if line.startswith("result: ")]
-    assert lines == ["result: Ben: 0.98", "result: Unknown: 0.00", "result: Ada: 0.98"]
+    assert lines == ["result: Ben: 0.982", "result: Unknown: 0.000", "result: Ada: 0.982"]
     with Image.open("img_output.png") as picture:
         assert picture.size == draw_photo(BEN, STRANGER, ADA).size
     user.type("\n")
     user.type("   \n")
     user.type("'~/my photo.png'\n")  # in quotes, ~ is still the home folder
-    user.hear("result: 渡辺: 0.98")
+    user.hear("result: 渡辺: 0.982")
     user.type('"home/my photo.png" \n')
-    user.hear("result: 渡辺: 0.98")
+    user.hear("result: 渡辺: 0.982")
     user.type("~/my photo.png\n")
-    user.hear("result: 渡辺: 0.98")
+    user.hear("result: 渡辺: 0.982")
     user.type("home/my\\ photo.png\n")  # as a terminal writes a dropped file
-    user.hear("result: 渡辺: 0.98")
+    user.hear("result: 渡辺: 0.982")
     user.type("'it'\\''s Ben.png'\n")
-    user.hear("result: Ben: 0.98")
+    user.hear("result: Ben: 0.982")
     user.type("empty.png\n")
     user.hear("no face found")
     for typed, said in [("nobody.png", "nobody.png does not exist"), ("home", "home is a folder"),
@@ -698,11 +698,11 @@ def test_tab_completes_file_names(talk):
     user = talk()
     user.type("a fo\tpho\t\n")
     user.hear("photo of Ada.png")
-    user.hear("result: Ada: 0.98")
+    user.hear("result: Ada: 0.982")
     user.type("a folder/w\t\n")
-    user.hear("result: Ben: 0.98")
+    user.hear("result: Ben: 0.982")
     user.type("'a fo\tpho\t'\n")
-    user.hear("result: Ada: 0.98")
+    user.hear("result: Ada: 0.982")
     user.type("\x04")
     assert user.end()[1] == 0
 
@@ -753,7 +753,7 @@ def test_input_from_a_pipe_with_bad_photos_of_every_kind(people):
     status, output, error = through_pipes(["--max-pixels", "10000"], typed)
     assert status == 0 and "Traceback" not in output + error
     answers = answers_of(output)
-    good = ["result: Cleo: 0.98", "saved to img_output.png"]
+    good = ["result: Cleo: 0.982", "saved to img_output.png"]
     expected = [line for name in bad for line in (["error"] if name != b"''" else []) + good] + good
     assert [line if line in good else line.split(":")[0] for line in answers] == expected
     assert "--max-pixels" in next(line for line in answers if "large.png" in line)
@@ -777,7 +777,7 @@ def typed_lines(monkeypatch: pytest.MonkeyPatch, *lines: str | Path) -> None:
 def test_without_a_command_the_loop_starts(people, run, monkeypatch, arguments: list[str]):
     typed_lines(monkeypatch, save_photo("photo.png", ADA))
     status, output, _ = run(*arguments)
-    assert status == 0 and answers_of(output) == ["result: Ada: 0.98", "saved to img_output.png"]
+    assert status == 0 and answers_of(output) == ["result: Ada: 0.982", "saved to img_output.png"]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -794,9 +794,18 @@ def test_the_loop_says_from_which_score_on_a_name_is_given(people, run, monkeypa
     ([], "Ada"), (["--threshold", "0.99"], "Unknown"), (["--far", "0.001"], "Unknown"), (["--far", "0.01"], "Ada"),
 ])  # fmt: skip
 def test_threshold_and_far_in_the_loop(people, run, monkeypatch, arguments: list[str], name: str):
-    typed_lines(monkeypatch, save_photo("photo.png", ADA - 8))  # scores 0.97, less than the 0.97 of --far 0.001
-    assert 0.9 < score_of(8) < 0.97
-    assert answers_of(run(*arguments)[1])[0] == f"result: {name}: {score_of(8):.2f}"
+    typed_lines(monkeypatch, save_photo("photo.png", ADA - 8))  # scores less than the 0.970 of --far 0.001
+    _, said, score = answers_of(run(*arguments)[1])[0].split(": ")
+    assert said == name and float(score) == pytest.approx(score_of(8), abs=0.002) and float(score) < 0.97
+
+
+def test_the_loop_does_not_draw_over_the_photo_that_it_is_asked_about(people, run, monkeypatch):
+    photo = save_photo("photo.png", ADA)
+    before = Path(photo).read_bytes()
+    typed_lines(monkeypatch, photo)
+    output = run("--output", "./photo.png")[1]
+    assert "photo.png is where the answer is drawn: choose another --output" in output
+    assert Path(photo).read_bytes() == before
 
 
 def test_the_label_drawn_is_the_name_printed(people, run, monkeypatch, drawn):
@@ -820,7 +829,7 @@ def test_a_name_that_no_font_has_gives_a_note(people, run, monkeypatch):
     monkeypatch.setattr(drawing, "_system_font_files", lambda characters: {})
     typed_lines(monkeypatch, save_photo("photo.png", WATANABE))
     answers = answers_of(run()[1])
-    assert answers[0] == "result: 渡辺: 0.98" and "No installed font has" in answers[1]
+    assert answers[0] == "result: 渡辺: 0.982" and "No installed font has" in answers[1]
     assert answers[2] == "saved to img_output.png"
 
 
@@ -843,7 +852,7 @@ def test_a_picture_that_cannot_be_written_does_not_end_the_loop(people, run, mon
 def test_with_an_empty_gallery_everybody_is_unknown(chain, run, monkeypatch):
     typed_lines(monkeypatch, save_photo("photo.png", ADA))
     status, output, _ = run()
-    assert status == 0 and "result: Unknown: 0.00" in output and "face_recognition_samples/NAME/" in output
+    assert status == 0 and "result: Unknown: 0.000" in output and "face_recognition_samples/NAME/" in output
 
 
 # ---------------------------------------------------------------- recognize
@@ -868,8 +877,8 @@ def test_recognize_files_and_folders(people, run):
     status, output, _ = run("recognize", "one.png", "album")
     assert status == 0
     assert output.splitlines() == [
-        "one.png:", "result: Ada: 0.98", "result: Unknown: 0.00", "album/2.png:", "no face found",
-        "album/10.png:", "result: Ben: 0.98", "album/deeper/1.png:", "result: 渡辺: 0.98"]  # fmt: skip
+        "one.png:", "result: Ada: 0.982", "result: Unknown: 0.000", "album/2.png:", "no face found",
+        "album/10.png:", "result: Ben: 0.982", "album/deeper/1.png:", "result: 渡辺: 0.982"]  # fmt: skip
     assert not Path("img_output.png").exists()
 
 
@@ -954,7 +963,7 @@ def test_file_names_that_are_not_unicode(people, run):
     except OSError:
         pytest.skip("this file system has only Unicode names")
     status, output, _ = run("recognize", "album")
-    assert status == 0 and "result: Ada: 0.98" in output
+    assert status == 0 and "result: Ada: 0.982" in output
     assert recognized(run, "album")[0] == 0
 
 

@@ -99,15 +99,18 @@ def test_a_dry_run_has_two_epochs(arguments: list[str]):
 
 
 @pytest.mark.parametrize("words", [
-    ["face.py", "train"],
-    ["face.py", "train", "--epochs", "9", "--resume"],  # stopped for the second time
-    ["/home/Zoë/my faces/face.py", "train", "--prepared", "it's $HOME"],  # a shell must read the same words
+    [],
+    ["--epochs", "9", "--resume"],  # stopped for the second time
+    ["--resume", "outputs/other", "--epochs", "9"],
+    ["--name", "it's $HOME"],  # a shell must read the same words
 ])  # fmt: skip
-def test_how_to_go_on_is_a_command_that_resumes(monkeypatch: pytest.MonkeyPatch, words: list[str]):
-    monkeypatch.setattr(sys, "argv", words)
-    said, command = commands.how_to_go_on().split(" To go on: ")
-    assert said == "\nStopped and saved."
-    assert shlex.split(command) == ["python3", *(word for word in words if word != "--resume"), "--resume"]
+def test_how_to_go_on_is_a_command_that_resumes_this_run(monkeypatch: pytest.MonkeyPatch, words: list[str]):
+    script = ["/home/Zoë/my faces/face.py", "train"]
+    monkeypatch.setattr(sys, "argv", script + words)
+    command = shlex.split(commands.how_to_go_on(parse(*words), Path("outputs/my run")))
+    kept = [word for word in words if word not in ("--resume", "outputs/other")]
+    assert command == ["python3", *script, *kept, "--resume", "outputs/my run"]
+    assert parse(*command[3:]).resume == "outputs/my run"
 
 
 @pytest.mark.parametrize("status", [0, 1, 130])
@@ -196,6 +199,8 @@ def test_each_run_has_its_own_folder_and_resume_finds_the_last(tmp_path: Path, m
     assert len(set(folders)) == 5 and folders[1].name == f"{date.today()}-one+2"
     with commands.recorded(parse_run("--resume"), "one") as folder:
         assert folder == folders[1]
+    with commands.recorded(parse_run("--resume", str(folders[0])), "one") as folder:
+        assert folder == folders[0]
     with commands.recorded(parse_run("--resume"), "up/one+3") as folder:
         assert folder == folders[4] and folder.name == f"{date.today()}-up-one-3"
     with pytest.raises(InputError, match="no training called three"), commands.recorded(parse_run("--resume"), "three"):

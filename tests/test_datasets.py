@@ -307,7 +307,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="run prepare first"):
         load_faces(tmp_path / "packed")
 
-    journal = tmp_path / "packed" / "working" / "journal.jsonl"
+    journal = tmp_path / "packed" / ".working" / "journal.jsonl"
     with open(journal, "a") as file:
         file.write('\n["half a li')  # as if it had been stopped while it wrote
     decoded = count_decoded(monkeypatch)
@@ -315,7 +315,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     assert decoded == [photo.path for photo in photos[12:]]  # three chunks of four were done
     pack_faces(photos, tmp_path / "fresh", size=16, workers=1)
     assert contents(tmp_path / "packed") == contents(tmp_path / "fresh")
-    assert not (tmp_path / "packed" / "working").exists()
+    assert not (tmp_path / "packed" / ".working").exists()
 
 
 @pytest.mark.parametrize("change", ["size", "colour", "crop", "edited photo", "lost faces"])
@@ -335,7 +335,7 @@ def test_a_changed_job_starts_anew(tmp_path, monkeypatch, change):
     elif change == "edited photo":
         save_photo(photos[0].path, 12345)
     else:
-        with open(tmp_path / "packed" / "working" / "images.raw", "r+b") as file:
+        with open(tmp_path / "packed" / ".working" / "images.raw", "r+b") as file:
             file.write(bytes(100))
         expected = 8  # of the two chunks that were done, one is damaged
     photos = folder_of_folders(tmp_path / "set", crop)
@@ -369,7 +369,7 @@ def test_killed_runs_go_on(tmp_path, monkeypatch, workers):
     command = [sys.executable, tmp_path / "run.py", tmp_path / "set", tmp_path / "packed", str(workers)]
     repository = Path(datasets.__file__).parents[1]
     run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(repository)}, stdout=subprocess.PIPE)
-    journal = tmp_path / "packed" / "working" / "journal.jsonl"
+    journal = tmp_path / "packed" / ".working" / "journal.jsonl"
     deadline = time.monotonic() + 30
     while not (journal.exists() and journal.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -412,7 +412,7 @@ def test_stopped_while_the_result_is_moved(tmp_path, monkeypatch, moved):
     replace, calls = os.replace, []
 
     def stop_later(source, target):
-        if Path(source).parent.name == "finished":
+        if Path(source).parent.name == ".finished":
             if len(calls) == moved:
                 raise KeyboardInterrupt
             calls.append(target)

@@ -596,8 +596,8 @@ def test_test_time_augmentation_is_the_mean_over_shifted_faces_and_their_mirror_
 def test_every_loss_learns_and_is_resumed_as_if_never_stopped(loss: str, tmp_path: Path, monkeypatch):
     """Noise can be learnt by heart: the loss falls. The class centres are saved, too."""
     choices = replace(fr.Settings(), epochs=12, batch_size=12, loss=loss, learning_rate=0.01)
-    if loss != "triplet":
-        choices = replace(choices, scale=None, margin=None)
+    if loss != "triplet":  # a scale that does not grow: the losses of two epochs can be compared
+        choices = replace(choices, scale=None if loss == "softmax" else fr.losses.FIRST_SCALE, margin=None)
     monkeypatch.setattr(fr, "resnet18", toy_resnet)
     faces = toy_faces([4] * 4 + [1], validation=[3] * 3)
     expected = fr.train(faces, choices, tmp_path / "whole", CPU, "float32")
@@ -619,6 +619,10 @@ def test_losses_with_centres_have_one_for_each_person_with_two_photos():
     before = course.loss.centres.detach().clone()
     fr.train_step(course, torch.arange(4))
     assert not torch.equal(course.loss.centres, before)
+    assert course.loss.done == 0, "the scale grows"
+    course.epoch = 31
+    fr.train_step(course, torch.arange(4))
+    assert course.loss.done == course.done == 0.5
 
 
 def test_hard_only_counts_what_is_wrong():
@@ -1208,7 +1212,7 @@ def test_training_ends_with_the_command_that_comes_next(workplace: Path, toy_bac
     assert capsys.readouterr().out.splitlines()[-1].endswith("train-verify")
     assert fr.main([*arguments, "mine.safetensors"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(
-        "train-verify --recogniser mine.safetensors --verifier mine-verifier.safetensors")
+        "train-verify --recogniser mine.safetensors")
 
 
 def test_train_prepares_what_data_names_each_time_and_the_recorded_run_can_be_repeated(
@@ -1504,7 +1508,9 @@ def test_another_backbone_goes_through_all_commands(backbone: str, tmp_path: Pat
     assert fr.read_recogniser("data/recognition-synthetic-48-color/dry_run/recognition.safetensors")[1][
         "architecture"] == f"{backbone}-16"  # fmt: skip
     assert fr.main([*after, "--backbone", "resnet18"]) == 2
-    assert f"{own} is of the backbone {backbone}, not resnet18" in capsys.readouterr().err
+    assert f"{own} does not fit --backbone resnet18: leave out" in capsys.readouterr().err
+    assert_error([*after, "--no-color"], f"{own} does not fit --no-color: leave out", capsys)
+    assert_error([*after, "--embedding-size", "32"], "does not fit --embedding-size 32", capsys)
 
 
 def assert_error(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture) -> None:

@@ -302,7 +302,7 @@ def train_on(
 ) -> training.Course:
     """As the scripts do it, as far as the course goes; `each_step` is called while a step is done."""
     with course.underway(minutes):
-        while course.done < 1:
+        while course.plan or course.done < 1:
             course.plan = course.plan or batches_of(course.epoch)
             for batch in course.batches():
                 each_step()
@@ -373,7 +373,7 @@ def test_a_course_learns_as_a_plain_loop_does(never_stopped: training.Course):
 def test_ctrl_c_ends_the_step_and_the_rest_follows_later(never_stopped, tmp_path: Path, step: int):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stopped = new_course(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="saved"):
         train_on(stopped, each_step=at_step(step, press_ctrl_c))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert (stopped.epoch - 1) * 3 + stopped.step == step
@@ -385,9 +385,22 @@ def test_ctrl_c_ends_the_step_and_the_rest_follows_later(never_stopped, tmp_path
     assert_same(checkpoint_of(resumed), checkpoint_of(never_stopped))
 
 
-def test_ctrl_c_in_the_last_step_of_all_comes_too_late(never_stopped, tmp_path: Path):
-    course = train_on(new_course(tmp_path), each_step=at_step(STEPS, press_ctrl_c))
-    assert_same(checkpoint_of(course), checkpoint_of(never_stopped))
+def test_ctrl_c_in_the_last_step_of_all_leaves_nothing_to_be_done(never_stopped, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt, match="saved"):
+        train_on(new_course(tmp_path), each_step=at_step(STEPS, press_ctrl_c))
+    resumed = new_course(tmp_path)
+    resumed.load()
+    train_on(resumed, each_step=lambda: pytest.fail("a step more"))
+    assert_same(checkpoint_of(resumed), checkpoint_of(never_stopped))
+
+
+def test_an_epoch_that_is_resumed_when_the_time_is_over_is_measured(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        train_on(new_course(tmp_path), each_step=at_step(2, press_ctrl_c))
+    resumed = new_course(tmp_path)
+    resumed.load()
+    train_on(resumed, minutes=1e-9, each_step=lambda: pytest.fail("a step more"))
+    assert (resumed.best_epoch, resumed.best_score, len(resumed.history)) == (1, SCORES[1], 1)
 
 
 @pytest.mark.parametrize("step", range(4, STEPS + 1))
