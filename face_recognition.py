@@ -844,10 +844,10 @@ def load_verifier(path: str | Path = VERIFIER, device: str = "auto") -> Verifier
 
 
 def verifier_of(recogniser: str | Path) -> Path:
-    """VERIFIER for the usual recogniser; beside small.safetensors it is small-verifier.safetensors."""
+    """verification.safetensors beside recognition.safetensors; small-verifier.safetensors beside small.safetensors."""
     recogniser = Path(recogniser)
-    usual = recogniser.resolve() == RECOGNISER.resolve()
-    return VERIFIER if usual else recogniser.with_name(f"{recogniser.stem}-verifier.safetensors")
+    usual = recogniser.name == RECOGNISER.name
+    return recogniser.with_name(VERIFIER.name if usual else f"{recogniser.stem}-verifier.safetensors")
 
 
 def load_matching_verifier(recogniser: str | Path, verifier: str | Path | None = None, device: str = "auto",
@@ -1371,7 +1371,7 @@ def command_export(args: argparse.Namespace) -> int:
 OPTIONS = commands.OPTIONS | commands.with_defaults(Settings(), REFERENCE) | {  # of more than one command
     "--prepared": dict(type=Path, metavar="DIR", help=f"prepared faces [{PREPARED}; {PREPARED}-112-color and so on]"),
     "--recogniser": dict(type=Path, default=RECOGNISER, metavar="FILE", help=f"train writes it [{RECOGNISER}]"),
-    "--verifier": dict(type=Path, metavar="FILE", help=f"[{VERIFIER}; of other weights NAME-verifier.safetensors]"),
+    "--verifier": dict(type=Path, metavar="FILE", help=f"[{VERIFIER}; beside other weights NAME-verifier.safetensors]"),
     "--data": dict(type=Path, action="append", metavar="DIR", help="DIR/PERSON/photo.jpg, may be repeated, or "
                    "`synthetic` for drawn faces [prepare: the sets under dataset/, else drawn faces; train: what is "
                    "prepared]"),

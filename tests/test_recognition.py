@@ -1023,8 +1023,7 @@ def weights(prepared: Path, faces: FaceSet, trained, tmp_path_factory: pytest.Te
     said = StringIO()
     with redirect_stdout(said):
         status = fr.main(["train-verify", "--prepared", str(prepared), "--device", "cpu",
-                          "--recogniser", str(folder / "recognition.safetensors"),
-                          "--verifier", str(folder / "verification.safetensors")])  # fmt: skip
+                          "--recogniser", str(folder / "recognition.safetensors")])  # fmt: skip
     assert status == 0
     return Weights(folder, said.getvalue())
 
@@ -1204,6 +1203,16 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(workplace: Path, toy_b
     monkeypatch.setattr(fr, "plan_epoch", stopped)
     assert fr.main(["train", "--device", "cpu", "--epochs", "1"]) == 130
     assert "saved" not in capsys.readouterr().out
+
+
+def test_the_verifier_of_a_recogniser_lies_beside_it():
+    assert fr.verifier_of(fr.RECOGNISER) == fr.VERIFIER
+    assert fr.verifier_of("outputs/run/recognition.safetensors") == Path("outputs/run/verification.safetensors")
+    small = Path(fr.__file__).parent / "weights" / "mobilefacenet.safetensors"
+    assert fr.verifier_of(small) == small.with_name("mobilefacenet-verifier.safetensors")
+    verifier = fr.load_matching_verifier(small, device="cpu")  # the published ones belong together
+    assert verifier.linear.in_features == fr.load_recogniser(small, "cpu").embedding_size == 128
+    assert 0.9 < verifier.naming_threshold(1) < verifier.naming_threshold(100) < 1
 
 
 def test_training_ends_with_the_command_that_comes_next(workplace: Path, toy_backbone, capsys):
