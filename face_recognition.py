@@ -519,12 +519,20 @@ def train_step(course: Course, batch: Tensor) -> None:
     if settings.reference:
         loss, right = reference_loss(course, batch, numpy_random)
     else:
-        if isinstance(course.loss, losses.MarginLoss) and not settings.init:
-            course.loss.done = course.done
         loss, right = batch_loss(course, batch, torch_random)
         rate *= training.warm_cosine(course.done)
     course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
     course.learn(loss, rate)
+
+
+def start_centres(course: Course, batches: list[Tensor]) -> None:
+    """Puts the centres of a loss where the model, as it is in training, has the photos of these batches."""
+    course.model.train()
+    for rows in batches:
+        with torch.no_grad(), training.autocast(course.device, course.precision):
+            course.remember(rows, F.normalize(course.model.raw(unvaried(course.part.images[rows])), dim=1))
+    seen = torch.cat(batches)
+    losses.start_at_means(course.loss, course.memory[seen], course.class_of[course.part.people[seen]])
 
 
 def finish_epoch(course: Course, validation: Part) -> None:
@@ -558,12 +566,12 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
         course.data += f", taught by {training.digest(settings.teacher)}"
     if resume:
         course.load()
-    elif settings.reference or settings.init and settings.loss != "triplet":
+    elif settings.reference:
         everything = torch.arange(len(course.memory), device=device)
         course.remember(everything, embed(course.model, course.part.images, precision))  # for the first mining
-        if settings.loss != "triplet":
-            losses.start_at_means(course.loss, course.memory, course.class_of[course.part.people])
     with course.underway(minutes):
+        if settings.loss != "triplet" and not resume:
+            start_centres(course, plan_epoch(course)[: 2 if dry_run else None])
         while course.plan or (course.done < 1 and (minutes or not out_of_patience(course))):
             course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]
             for batch in course.batches():

@@ -596,8 +596,8 @@ def test_test_time_augmentation_is_the_mean_over_shifted_faces_and_their_mirror_
 def test_every_loss_learns_and_is_resumed_as_if_never_stopped(loss: str, tmp_path: Path, monkeypatch):
     """Noise can be learnt by heart: the loss falls. The class centres are saved, too."""
     choices = replace(fr.Settings(), epochs=12, batch_size=12, loss=loss, learning_rate=0.01)
-    if loss != "triplet":  # a scale that does not grow: the losses of two epochs can be compared
-        choices = replace(choices, scale=None if loss == "softmax" else fr.losses.FIRST_SCALE, margin=None)
+    if loss != "triplet":
+        choices = replace(choices, scale=None, margin=None)
     monkeypatch.setattr(fr, "resnet18", toy_resnet)
     faces = toy_faces([4] * 4 + [1], validation=[3] * 3)
     expected = fr.train(faces, choices, tmp_path / "whole", CPU, "float32")
@@ -619,10 +619,21 @@ def test_losses_with_centres_have_one_for_each_person_with_two_photos():
     before = course.loss.centres.detach().clone()
     fr.train_step(course, torch.arange(4))
     assert not torch.equal(course.loss.centres, before)
-    assert course.loss.done == 0, "the scale grows"
-    course.epoch = 31
-    fr.train_step(course, torch.arange(4))
-    assert course.loss.done == course.done == 0.5
+
+
+def test_training_starts_with_centres_where_the_untrained_model_has_their_people(tmp_path: Path, monkeypatch):
+    found = []
+    monkeypatch.setattr(fr, "train_step", lambda course, rows: found.append((course, rows)))
+    monkeypatch.setattr(fr, "resnet18", toy_resnet)
+    choices = replace(fr.Settings(), epochs=1, loss="cosface", scale=None, margin=None)
+    fr.train(toy_faces([4, 1, 2, 3], validation=[3] * 3), choices, tmp_path, CPU, "float32")
+    [(course, rows)] = found
+    people = course.part.people[rows]
+    course.model.train()  # as the first step will see them
+    embeddings = F.normalize(course.model.raw(course.part.images[rows] / 255), dim=1)
+    for centre, person in zip(course.loss.centres, [0, 2, 3]):
+        expected = F.normalize(embeddings[people == person].mean(0), dim=0)
+        torch.testing.assert_close(centre, expected, rtol=0, atol=1e-5)
 
 
 def test_hard_only_counts_what_is_wrong():
