@@ -256,8 +256,9 @@ def mine_negatives(
 
     memory (N, D) holds the latest embedding of every training image, people (N,) whose it is; anchors (A, D) are
     embeddings of anchor_people (A,). Returns rows of the memory (A, count), nearest first. Exact: all N are ranked,
-    but by one matrix product and one top-k for 64 anchors at a time instead of a sort for each. Where there are
-    fewer than skip + count strangers, fewer are skipped; where there are fewer than count, all are returned.
+    but by one matrix product and one top-k for 64 anchors at a time instead of a sort for each. Where the
+    most photographed anchor has fewer than skip + count strangers, fewer are skipped for all; where it has fewer than
+    count, as many as it has are returned for each.
     """
     photos = torch.bincount(people, minlength=int(anchor_people.max()) + 1)
     own = int(photos[anchor_people].max())  # of the most photographed anchor
@@ -519,6 +520,8 @@ def train_step(course: Course, batch: Tensor) -> None:
     if settings.reference:
         loss, right = reference_loss(course, batch, numpy_random)
     else:
+        if isinstance(course.loss, losses.MarginLoss) and not settings.init:
+            course.loss.done = course.done
         loss, right = batch_loss(course, batch, torch_random)
         rate *= training.warm_cosine(course.done)
     course.right, course.anchors = course.right + int(right.sum()), course.anchors + len(right)
@@ -1070,10 +1073,14 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     if args.reference and args.teacher:
         raise InputError("--reference has no --teacher: leave out one of them.")
     usual = REFERENCE if args.reference else Settings()
+    commands.use_own_copies(args)
     if args.teacher:
         read_recogniser(args.teacher)
         if Path(args.teacher).resolve() == args.recogniser.resolve() and not args.dry_run:
             raise InputError(f"This training would replace its teacher, {args.teacher}: give --recogniser FILE.")
+    least = 2 * usual.images_per_person
+    if args.loss == "triplet" and not args.reference and (args.batch_size or least) < least:
+        raise InputError(f"--batch-size {args.batch_size} leaves no strangers to compare with: take {least} at least.")
     if args.init:  # now: a mistake is to be known before anything is prepared
         follow_init(args)
     args.backbone = args.backbone or "resnet18"
@@ -1100,7 +1107,8 @@ def follow_init(args: argparse.Namespace) -> None:
         if asked not in (None, value) and (name, own["backbone"]) != ("image_size", "resnet18"):  # which takes any
             switch = f"--{'no-' * (asked is False)}{name.replace('_', '-')}" + f" {asked}" * (name != "color")
             raise InputError(f"{args.init} does not fit {switch}: leave out one of them, or make it the --teacher.")
-        setattr(args, name, value if asked is None else asked)
+        if asked is None and not (name == "image_size" and args.prepared and own["backbone"] == "resnet18"):
+            setattr(args, name, value)
 
 
 def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
@@ -1120,8 +1128,8 @@ def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
     channels, _, found = faces.images.shape[1:]
     if args.image_size not in (None, found) or args.color not in (None, channels == 3):
         colour = "in colour" if channels == 3 else "grey"
-        raise InputError(f"{args.prepared} has other faces, {found}x{found} {colour}: leave out --image-size and "
-                         "--color, or prepare another folder.")  # fmt: skip
+        raise InputError(f"{args.prepared} has other faces, {found}x{found} {colour}, than --image-size, --color or "
+                         "--init ask for: leave these out, or prepare another folder.")  # fmt: skip
     args.image_size, args.color = found, channels == 3  # what config.yaml is to say
     return faces
 

@@ -151,6 +151,8 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
         folder = last_run(name) if args.resume is True else Path(args.resume)
         if not folder:
             raise InputError(f"There is no training called {name} under {OUTPUTS}/ to resume: leave out --resume.")
+        if not (folder / "checkpoint.pt").is_file():
+            raise InputError(f"{folder} has no checkpoint.pt: give --resume the folder of a training, or leave it out.")
         print(f"Going on in {folder}")
     else:
         folder = _new_folder(OUTPUTS / f"{date.today()}-{name}")
@@ -174,6 +176,14 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
                 raise
             said = "Stopped and saved." if stop.args else "Stopped; what came after the last checkpoint is lost."
             raise Stopped(f"\n{said} To go on: {how_to_go_on(args, folder)}") from None
+
+
+def use_own_copies(args: argparse.Namespace) -> None:
+    """A run that --resume names goes on with its copies of --init and --teacher: these files may be others by now."""
+    for switch in ("init", "teacher"):
+        copy = Path(args.resume, f"{switch}.safetensors") if isinstance(args.resume, str) else None
+        if copy and copy.is_file():
+            setattr(args, switch, str(copy))
 
 
 def _plain(name: str) -> str:
@@ -208,19 +218,31 @@ def _given(args: argparse.Namespace) -> list[tuple[str, Any]]:
             if value is not None]  # fmt: skip
 
 
+def to_nowhere(stream: Any) -> None:
+    """Whoever reads the stream, say `head`, has enough of it: what follows is dropped."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class _Both:
-    """A stream that writes to two."""
+    """A stream that writes to two, to the second even when nobody reads the first any more."""
 
     def __init__(self, first: Any, second: Any):
         self.first, self.second = first, second
 
     def write(self, text: str) -> int:
         self.second.write(text)
-        return self.first.write(text)
+        try:
+            return self.first.write(text)
+        except BrokenPipeError:
+            to_nowhere(self.first)
+            return len(text)
 
     def flush(self) -> None:
-        self.first.flush()
         self.second.flush()
+        try:
+            self.first.flush()
+        except BrokenPipeError:
+            to_nowhere(self.first)
 
     def __getattr__(self, name: str) -> Any:  # encoding, isatty and so on
         return getattr(self.first, name)
@@ -375,13 +397,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(stopped)
+        print(stopped, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where it can.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads our output, say `head`, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        to_nowhere(sys.stdout)
         return 0
     except (OSError, MemoryError, RuntimeError) as error:  # a full disk, a forbidden folder: it names the file
         print(f"error: {_sentence(error)}", file=sys.stderr)

@@ -166,10 +166,10 @@ def split_digest(trained: Iterable[str]) -> str:
 
 # -------------------------------------------------------------------------------------- photos into one array
 #
-# FOLDER/working/         images.raw and journal.jsonl: what is decoded so far, each face at its own place
-# FOLDER/working/result/  the files of the result while they are written
-# FOLDER/finished/        the same, complete; the next step moves them into FOLDER
-# FOLDER/                 images.npy, index.csv, ...: the last complete result, untouched until then
+# FOLDER/.working/         images.raw and journal.jsonl: what is decoded so far, each face at its own place
+# FOLDER/.working/result/  the files of the result while they are written
+# FOLDER/.finished/        the same, complete; the next step moves them into FOLDER
+# FOLDER/                  images.npy, index.csv, ...: the last complete result, untouched until then
 
 
 def pack_faces(photos: Sequence[Photo], folder: str | Path, size: int = 80, color: bool = False,

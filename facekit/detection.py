@@ -5,8 +5,9 @@ A box is x0, y0, x1, y1 in pixels of the photo after EXIF rotation; pixel i reac
 
 import csv
 import hashlib
+import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -105,15 +106,22 @@ def _photos_by_name(folder: Path) -> dict[str, list[Path]]:
     return photos
 
 
-def _nearest(photos: Mapping[str, list[Path]], name: str, place: Path) -> Path | None:
-    """Of the photos of this name the one that shares most of its folders with the file `place`."""
+def _nearest(photos: Iterable[Path], place: Path, within: Path) -> Path | None:
+    """Of these photos the one that shares most of its folders with the file `place`; of several such photos the one
+    whose last folders are called most like those of `within`: images/day2/1.jpg for marks/day2/1.xml."""
     around = set(place.absolute().parents)
-    return max(photos.get(name, ()), key=lambda photo: len(around.intersection(photo.absolute().parents)), default=None)
+
+    def nearness(photo: Path) -> tuple[int, int]:
+        alike = zip(reversed(photo.parent.parts), reversed(within.parts))
+        same = itertools.takewhile(lambda names: names[0] == names[1], alike)
+        return len(around.intersection(photo.absolute().parents)), len(list(same))
+
+    return max(photos, key=nearness, default=None)
 
 
 def read_boxes(path: str | Path, *folders: str | Path) -> list[BoxedPhoto]:
     """The photos that boxes.csv or bbox_train.csv names: in the first of the folders that has them, else beside the
-    table, else anywhere below the last folder.
+    table, else anywhere below the last folder a photo of this file name that no other line names.
 
     Sources are told apart by what stands before the first "_" of a file name, unless these are too many.
     InputError when the file is missing or cannot be read.
@@ -126,10 +134,13 @@ def _read_table(path: Path, folders: Sequence[str | Path], photos: Mapping[str, 
     prefixes = {name: Path(name).name.partition("_")[0] for name in boxes if "_" in Path(name).name}
     several = len(set(prefixes.values())) <= MOST_SOURCES
     folder_name = printable(path.resolve().parent.name)
+    places = {name: [Path(folder, name) for folder in (*folders, path.parent)] for name in boxes}
+    found = {name: next(filter(Path.is_file, places[name]), None) for name in boxes}
+    taken = {photo.absolute() for photo in found.values() if photo}
     result = []
     for name, corners in boxes.items():
-        places = [Path(folder, name) for folder in (*folders, path.parent)]
-        photo = next(filter(Path.is_file, places), None) or _nearest(photos, Path(name).name, path) or places[0]
+        left = [photo for photo in photos.get(Path(name).name, ()) if photo.absolute() not in taken]
+        photo = found[name] or _nearest(left, path, Path(name).parent) or places[name][0]
         source = prefixes.get(name, folder_name) if several else folder_name
         result.append(BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), sizes.get(name)))
     return result
@@ -171,7 +182,7 @@ def _read_voc(path: Path, photos: Mapping[str, list[Path]], source: str) -> Boxe
         size = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)  # some tools write 0
     except (ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as Pascal VOC ({error}): repair or remove it.") from None
-    photo = _nearest(photos, name, path) or path.parent / name
+    photo = _nearest(photos.get(name, ()), path, path.parent) or path.parent / name
     return BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), size if all(size) else None)
 
 
@@ -297,12 +308,14 @@ def boxes_within(photo: BoxedPhoto, width: int, height: int) -> np.ndarray:
 def split_photos(sources: Sequence[str], digests: Sequence[str], seed: int = 0) -> list[str]:
     """ "train" (80 %), "validation" (10 %) or "test" (10 %) for each photo: by rank of a hash, within each source.
 
-    Photos with the same digest get the same part. Three photos of a source are enough to have one in every part.
+    Photos with the same digest get the same part. Three photos of a source are enough to have one in every part;
+    sources with fewer are taken together.
     """
     source_of = dict(reversed(list(zip(digests, sources))))  # of the first photo with this digest
+    size_of = Counter(source_of.values())
     digests_of = defaultdict(list)
     for digest, source in source_of.items():
-        digests_of[source].append(digest)
+        digests_of[source if size_of[source] >= 3 else ""].append(digest)
     part = {}
     for ranked in digests_of.values():
         ranked.sort(key=lambda digest: hashlib.sha256(f"{seed}/{digest}".encode()).hexdigest())

@@ -7,7 +7,9 @@ centre for each person, the parameter `centres` (people, D), which is trained wi
 The margin losses look at angles alone. With θ_j between an embedding and the centre of person j, and y the
 embedding's own person, each is the cross-entropy of the logits scale · cos θ_j, where the own cos θ_y is replaced by
 something smaller: the class docstrings say by what. So an embedding has to be nearer to its own centre than to the
-others by a margin. Scale 64 makes the differences of cosines, at most 2, large enough for a confident softmax.
+others by a margin. Scale 64 makes the differences of cosines, at most 2, large enough for a confident softmax. To
+random weights it is too large: chance cosines cost so much that the quickest way down is to make all faces alike, and
+little is learnt after that. So a training that starts from nothing begins with scale 4, which grows to the full one.
 
 All is computed in the precision of the centres, float32, also under autocast: bfloat16 rounds cos 2.5° to 1.
 """
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from facekit.files import InputError
 
+FIRST_SCALE = 4.0
 SHORTEST = 1e-3  # embeddings and centres shorter than this keep a bounded gradient; a zero vector has cosine 0
 
 
@@ -40,7 +43,11 @@ class Softmax(nn.Module):
 
 
 class MarginLoss(nn.Module):
-    """What the margin losses share: all but `own_cosines`. None for scale or margin means that of the paper."""
+    """What the margin losses share: all but `own_cosines`. None for scale or margin means that of the paper.
+
+    `done`, 0..1, is set by a training that starts from nothing: the part of it that lies behind. By that the scale
+    grows from FIRST_SCALE, in equal factors.
+    """
 
     SCALE = 64.0
     MARGIN: float
@@ -49,6 +56,7 @@ class MarginLoss(nn.Module):
         super().__init__()
         self.scale = self.SCALE if scale is None else scale
         self.margin = self.MARGIN if margin is None else margin
+        self.done = 1.0
         self.centres = nn.Parameter(random_directions(people, embedding_size))
 
     def forward(self, embeddings: Tensor, people: Tensor) -> Tensor:
@@ -58,7 +66,9 @@ class MarginLoss(nn.Module):
             cosines = F.normalize(embeddings, eps=SHORTEST) @ F.normalize(self.centres, eps=SHORTEST).T  # (B, people)
             own = cosines.gather(1, people[:, None])  # (B, 1)
             own = self.own_cosines(own[:, 0], lengths)[:, None]
-            return F.cross_entropy(self.scale * cosines.scatter(1, people[:, None], own), people)
+            first = min(FIRST_SCALE, self.scale)
+            scale = first * (self.scale / first) ** self.done
+            return F.cross_entropy(scale * cosines.scatter(1, people[:, None], own), people)
 
     def own_cosines(self, cosines: Tensor, lengths: Tensor) -> Tensor:
         """What replaces cos θ_y (B,); lengths (B,) are those of the embeddings, without gradient."""
@@ -150,9 +160,8 @@ class AdaFace(MarginLoss):
 def start_at_means(loss: nn.Module, embeddings: Tensor, people: Tensor) -> None:
     """Puts every centre where its person's embeddings are: (N, D), people (N,), -1 for somebody without a centre.
 
-    A network gives all faces much the same embedding at first, and its centres then lie as near to each other: so the
-    loss tells people apart from the first step. Among random centres the quickest way down is to make all faces alike,
-    and nothing is learnt after that (Qi et al., Low-Shot Learning with Imprinted Weights, 2018).
+    Among random centres, too, all faces alike would be the quickest way down, and trained weights would be pulled
+    apart (Qi et al., Low-Shot Learning with Imprinted Weights, 2018).
     """
     has_centre = people >= 0
     sums = torch.zeros_like(loss.centres).index_add_(0, people[has_centre], embeddings[has_centre])

@@ -232,20 +232,20 @@ class Course:
         self.optimizer.step()
 
     def finish_epoch(self, score: float, row: dict[str, Any]) -> None:
-        """Keeps the weights if the score is the highest; prints the epoch, saves checkpoint.pt and history.csv."""
+        """Keeps the weights if the score is the highest; saves checkpoint.pt and history.csv, prints the epoch."""
         self.seconds = time.monotonic() - self.started  # the validation takes time, too
         if score > self.best_score:
             self.best_score, self.best_epoch = float(score), self.epoch
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         row = {"epoch": self.epoch, "loss": self.losses / max(1, self.step)} | row | {"minutes": self.seconds / 60}
         self.history.append({name: _rounded(value) for name, value in row.items()})
-        print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.history[-1].items()), flush=True)
         if self.events:
             for name, value in row.items():
                 self.events.add_scalar(name, value, self.epoch)
         self.epoch, self.step, self.losses, self.plan = self.epoch + 1, 0, 0.0, []
         self.save()
         write_history(self.folder / "history.csv", self.history)
+        print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.history[-1].items()), flush=True)
         if time.monotonic() - self.drawn > 20:  # epochs may take less than the chart
             self.draw_history()
 

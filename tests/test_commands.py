@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import date
@@ -205,8 +206,52 @@ def test_each_run_has_its_own_folder_and_resume_finds_the_last(tmp_path: Path, m
         assert folder == folders[4] and folder.name == f"{date.today()}-up-one-3"
     with pytest.raises(InputError, match="no training called three"), commands.recorded(parse_run("--resume"), "three"):
         pass
+    with pytest.raises(InputError, match="typo has no checkpoint.pt"), commands.recorded(
+            parse_run("--resume", "outputs/typo"), "one"):  # fmt: skip
+        pass
+    assert not Path("outputs/typo").exists()
     with commands.recorded(parse_run("--dry-run"), "one") as folder:
         assert folder == Path("prepared/dry_run")
+
+
+def test_a_training_outlives_the_reader_of_what_it_prints(tmp_path: Path):
+    """As `| head` or a `tee` that Ctrl-C ends, too: nothing is lost."""
+    script = """
+import argparse, sys
+from facekit import commands
+def train(args):
+    with commands.recorded(args, "one") as folder:
+        for epoch in range(4):
+            print(f"epoch {epoch}", flush=True)
+            sys.stdin.readline()
+        (folder / "checkpoint.pt").touch()
+        raise KeyboardInterrupt("saved")
+args = argparse.Namespace(run=train, name=None, dry_run=False, resume=None)
+sys.argv = ["train.py"]
+sys.exit(commands.run(args))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, text=True, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    assert process.stdout.readline() == "epoch 0\n"
+    process.stdout.close()
+    process.stdin.write("\n" * 4)
+    process.stdin.close()
+    err = process.stderr.read()
+    assert (process.wait(60), err.count("\n")) == (130, 2), err
+    assert err.startswith("\nStopped and saved. To go on: python3 train.py --resume outputs")
+    (log,) = tmp_path.glob("outputs/*/log.txt")
+    assert log.read_text() == "epoch 0\nepoch 1\nepoch 2\nepoch 3\n"
+
+
+def test_a_resumed_run_goes_on_with_its_copies(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/init.safetensors").touch()
+    for resume, init in ((None, "w.safetensors"), (True, "w.safetensors"), ("run", str(Path("run/init.safetensors")))):
+        args = argparse.Namespace(resume=resume, init="w.safetensors", teacher=None)
+        commands.use_own_copies(args)
+        assert (args.init, args.teacher) == (init, None)
 
 
 ROWS = [{"photo": "a.jpg", "score": 0.12345, "same": True}, {"photo": "longer, name.jpg", "score": 1.0, "same": False}]

@@ -155,6 +155,21 @@ def test_photos_of_the_same_name_belong_to_the_nearest_file_of_boxes(tmp_path: P
                       "more/day1/images/frame_2.png": (7, 5), "more/day2/images/frame_2.png": (7, 5)}  # fmt: skip
 
 
+def test_folders_of_the_same_name_belong_together(tmp_path: Path):
+    for day, right in (("day1", 11), ("day2", 12), ("day3", 13)):
+        save_photo(tmp_path / "images" / day / "1.png")
+        box = f"<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>{right}</xmax><ymax>22</ymax></bndbox>"
+        write_lines(tmp_path / "marks" / day / "1.xml",
+                    f"<annotation><filename>1.png</filename><object>{box}</object></annotation>")  # fmt: skip
+    read = {photo.path.parent.name: photo.boxes[0, 2] for photo in detection.read_folder(tmp_path)}
+    assert read == {"day1": 11, "day2": 12, "day3": 13}
+    shutil.rmtree(tmp_path / "marks")
+    write_lines(tmp_path / "boxes.csv", "file,xmin,ymin,xmax,ymax", "C:/day1/1.png,1,2,11,22",
+                "C:/day2/1.png,1,2,12,22")  # fmt: skip
+    read = {photo.path.parent.name: photo.boxes[0, 2] for photo in detection.read_folder(tmp_path)}
+    assert read == {"day1": 11, "day2": 12}
+
+
 def test_a_table_does_not_hide_the_other_files_of_boxes(tmp_path: Path):
     for name in ("a/1.png", "b/2.png"):
         save_photo(tmp_path / name)
@@ -180,9 +195,18 @@ def test_boxes_and_photos_may_be_named_from_here_and_from_the_root(tmp_path: Pat
     for folder in "ab":
         save_photo(tmp_path / "photos" / folder / "1.png")
     write_lines(tmp_path / "boxes.csv", "file,xmin,ymin,xmax,ymax", "photos/a/1.png,1,2,11,22",
-                "photos/b/1.png,1,2,11,22", "1.png,1,2,11,22", ",,,,")  # fmt: skip
+                "photos/b/1.png,1,2,11,22", "2.png,1,2,11,22", "c/1.png,1,2,11,22", ",,,,")  # fmt: skip
+    save_photo(tmp_path / "photos" / "b" / "2.png")
     paths = [photo.path.resolve() for photo in detection.read_boxes(tmp_path / "boxes.csv", "photos")]
-    assert paths == [tmp_path / "photos" / folder / "1.png" for folder in "aba"]
+    found = [tmp_path / "photos" / name for name in ("a/1.png", "b/1.png", "b/2.png")]
+    assert paths == [*found, tmp_path / "photos/c/1.png"], "a photo that is missing gets no other one's place"
+
+
+def test_small_sources_are_split_together():
+    sources = [f"source {number // 2}" for number in range(20)] + ["large"] * 10
+    parts = detection.split_photos(sources, [str(number) for number in range(30)])
+    assert sorted(parts[:20]) == ["test"] * 2 + ["train"] * 16 + ["validation"] * 2
+    assert sorted(parts[20:]) == ["test"] + ["train"] * 8 + ["validation"]
 
 
 def test_a_folder_without_boxes(tmp_path: Path):

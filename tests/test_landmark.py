@@ -749,9 +749,9 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(prepared: Path, toy, monkeypat
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, step=6)  # of the 4 of each epoch
         assert fl.main(arguments) == 130
-    said = capsys.readouterr().out
-    assert "epoch 1  loss" in said and "epoch 2  loss" not in said
-    assert f"Stopped and saved. To go on: python3 face_landmark.py {' '.join(arguments)} --resume" in said
+    said = capsys.readouterr()
+    assert "epoch 1  loss" in said.out and "epoch 2  loss" not in said.out
+    assert f"Stopped and saved. To go on: python3 face_landmark.py {' '.join(arguments)} --resume" in said.err
     assert not (prepared / "mine.safetensors").exists()
 
     assert fl.main([*arguments, "--resume"]) == 0

@@ -332,6 +332,18 @@ def test_centres_start_at_length_1_in_all_directions(name):
     assert centres.mean(0).norm() < 0.1
 
 
+@pytest.mark.parametrize("name", MARGIN_LOSSES)
+def test_the_scale_grows_from_4_by_equal_factors(name):
+    loss = make(name, margin=0.0).eval()
+    embeddings, people = batch_of(loss)
+    cosines = F.normalize(embeddings) @ F.normalize(loss.centres).T
+    for done, scale in [(0, 4), (0.25, 8), (0.5, 16), (1, 64)]:
+        loss.done = done
+        torch.testing.assert_close(loss(embeddings, people), F.cross_entropy(scale * cosines, people))
+    loss.scale, loss.done = 2.0, 0.5  # a smaller one stays
+    torch.testing.assert_close(loss(embeddings, people), F.cross_entropy(2 * cosines, people))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_training_separates_people(name):
     """Two of ten numbers tell four people apart, the others are loud noise; a linear layer has to find them."""
