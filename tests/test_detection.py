@@ -699,7 +699,7 @@ def test_train_obeys_its_switches_and_goes_on_after_a_stop(packed: Path, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(fr, "finish_epoch", stopped)
         assert fr.main(command) == 130
-    assert "--resume" in capsys.readouterr().out and not Path("mine.safetensors").exists()
+    assert "--resume" in capsys.readouterr().err and not Path("mine.safetensors").exists()
     assert fr.main([*command, "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "epoch 2" in printed and "epoch 1" not in printed
