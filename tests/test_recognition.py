@@ -625,6 +625,17 @@ def test_losses_with_centres_have_one_for_each_person_with_two_photos():
     assert course.loss.done == course.done == 0.5
 
 
+def test_the_centres_of_a_loss_learn_by_plain_gradient_descent():
+    course = toy_course([4, 4, 4], loss="arcface", scale=None, margin=None)
+    before = course.loss.centres.detach().clone()
+    loss, _ = fr.batch_loss(course, torch.arange(8), torch.Generator().manual_seed(0))  # without the third person
+    [gradient] = torch.autograd.grad(loss, course.loss.centres, retain_graph=True)
+    assert gradient.any(1).all(), "everybody is pushed away from the others"
+    course.learn(loss, 1e-4)
+    torch.testing.assert_close(course.loss.centres.data, before - 0.1 * gradient)
+    assert course.loss.centres.grad is None, "or gradients would add up"
+
+
 def test_training_starts_with_centres_where_the_untrained_model_has_their_people(tmp_path: Path, monkeypatch):
     found = []
     monkeypatch.setattr(fr, "train_step", lambda course, rows: found.append((course, rows)))
