@@ -32,6 +32,7 @@ Beside the lesson: `train --loss` and `--backbone` name its relatives, `identify
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,7 @@ MINED_NEGATIVES = 7  # are mined and the others random
 SKIPPED_NEAREST = 20  # mislabelled images and look-alikes are among the 20 nearest strangers
 PATIENCE = 20  # epochs without a validation accuracy within 1 % of the best
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
+LEAST_BATCHES = 10  # of an epoch: few people with many photos come several times
 NEAREST = 10  # gallery faces that the chain shows to the verifier, to name a face
 GALLERY_SIZES = (1, 3, 10, 30, 100, 300)  # people, for which train-verify chooses thresholds
 VERIFIER_PEOPLE = 3000  # of each part: enough for 33 weights, and for a false-accept rate of 0.1 %
@@ -127,6 +129,12 @@ class Part:
         if len(self.photos_of) < 2:
             raise InputError(f"Of the {len(rows_of)} people for {part}, {len(self.photos_of)} have two photos: "
                              "too few; with 20 such people there are enough for all parts: prepare more.")
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with any pixel, or with whose a photo is."""
+        content = hashlib.sha256(self.images.cpu().numpy())
+        content.update(self.people.cpu().numpy())
+        return content.hexdigest()[:16]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -453,9 +461,10 @@ class Course(training.Course):
 
 
 def plan_epoch(course: Course) -> list[Tensor]:
-    """Batches of rows (B,): every person comes once, with `images_per_person` random photos at most.
+    """Batches of rows (B,): every person comes with `images_per_person` random photos at most.
 
-    People come in random order, or in groups of look-alikes. Somebody's single photo comes twice; for the margin
+    People come in random order, or in groups of look-alikes; once, or if that makes less than LEAST_BATCHES of them
+    several times, as far as there are photos. Somebody's single photo comes twice; for the margin
     losses, which have a class for each person, it stays out. The reference comes twice to each person with two photos
     and takes all of them in random pairs: (A, 2), anchors and positives.
     """
@@ -464,7 +473,11 @@ def plan_epoch(course: Course) -> list[Tensor]:
     if settings.reference:
         return plan_pairs(list(photos_of.values()), settings.batch_size // (2 + NEGATIVES), random)
     mine = settings.loss == "triplet" and course.done >= settings.mine_from and course.epoch > 1  # before, no memory
-    people = group_look_alikes(course, random) if mine else random.permutation(list(photos_of))
+    at_once = sum(min(len(rows), settings.images_per_person) for rows in photos_of.values())
+    photos_each = sum(map(len, photos_of.values())) // at_once
+    times = min(photos_each, math.ceil(LEAST_BATCHES * settings.batch_size / at_once))
+    people = np.concatenate([group_look_alikes(course, random) if mine else random.permutation(list(photos_of))
+                             for _ in range(times)])  # fmt: skip
     photos = [random.permutation(photos_of[person])[: settings.images_per_person] for person in people]
     ends = np.cumsum([len(rows) for rows in photos])
     batches = math.ceil(ends[-1] / settings.batch_size)
@@ -579,7 +592,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     course = Course(Part(faces, "train", device), settings, folder, device, precision)
     validation = Part(faces, "validation", device)
     course.events = training.event_writer(events)
-    course.data = f"{faces.summary.get('split_digest', '')} {list(course.part.images.shape)}"
+    course.data = course.part.digest()
     if settings.teacher:
         course.data += f", taught by {training.digest(settings.teacher)}"
     if resume:
@@ -590,7 +603,7 @@ def train(faces: datasets.FaceSet, settings: Settings, folder: Path, device: tor
     with course.underway(minutes):
         if settings.loss != "triplet" and not resume:
             start_centres(course, plan_epoch(course)[: 2 if dry_run else None])
-        while course.plan or (course.done < 1 and (minutes or not out_of_patience(course))):
+        while course.plan or (course.done < 1 and (course.minutes or not out_of_patience(course))):
             course.plan = course.plan or plan_epoch(course)[: 2 if dry_run else None]
             for batch in course.batches():
                 train_step(course, batch)
@@ -1088,7 +1101,7 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     if args.reference and args.teacher:
         raise InputError("--reference has no --teacher: leave out one of them.")
     usual = REFERENCE if args.reference else Settings()
-    commands.use_own_copies(args)
+    commands.use_own_copies(args, run_name(args))
     if args.teacher:
         read_recogniser(args.teacher)
         if Path(args.teacher).resolve() == args.recogniser.resolve() and not args.dry_run:
@@ -1109,6 +1122,11 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     settings = commands.choose_settings(usual, args)
     make_loss(settings, people=2)  # now, too: not every loss has a scale and a margin
     return settings
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """The name of a training without --name."""
+    return "reference" if args.reference else f"{args.loss}-{args.backbone or 'resnet18'}"
 
 
 def follow_init(args: argparse.Namespace) -> None:
@@ -1133,7 +1151,9 @@ def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
     if args.drawn_people and not args.data:
         args.data = [SYNTHETIC]
     args.prepared = args.prepared or prepared_folder(size, color, args.data)
-    if args.data and not args.resume:
+    if args.data and args.resume:
+        print(f"Going on with the faces in {args.prepared}: --data is not read again.")
+    elif args.data:
         if other:  # before the work: not every backbone is there, or takes every size
             backbones.build(args.backbone, args.embedding_size or 128, 3 if color else 1, size)
         prepare(args, size, color)
@@ -1145,7 +1165,7 @@ def faces_for_training(args: argparse.Namespace) -> datasets.FaceSet:
         colour = "in colour" if channels == 3 else "grey"
         raise InputError(f"{args.prepared} has other faces, {found}x{found} {colour}, than --image-size, --color or "
                          "--init ask for: leave these out, or prepare another folder.")  # fmt: skip
-    args.image_size, args.color = found, channels == 3  # what config.yaml is to say
+    args.image_size, args.color = found, channels == 3
     return faces
 
 
@@ -1157,7 +1177,7 @@ def command_train(args: argparse.Namespace) -> int:
     for weights in filter(None, (settings.init, settings.teacher)):
         if commands.note_other_split(read_recogniser(weights)[1], faces.summary):
             data["split_digest"] = None  # `evaluate` is to say so, too
-    with commands.recorded(args, "reference" if args.reference else f"{args.loss}-{args.backbone}") as folder:
+    with commands.recorded(args, run_name(args)) as folder:
         print(f"{faces.summary['splits']['train']['people']} people, {faces.summary['splits']['train']['images']} "
               f"images for training, on {training.describe(device, args.precision)}", flush=True)  # fmt: skip
         course = train(faces, settings, folder, device, args.precision, args.time_limit, args.resume, args.dry_run,
@@ -1270,6 +1290,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
     if args.pairs or args.images:
         if not (args.pairs and args.images):
             raise InputError("--images DIR and --pairs FILE go together: give both, or neither for the saved split.")
+        if args.prepared:
+            raise InputError("--prepared is not read with --images: leave out one of them.")
         report, scores, same = measure_lfw(model, verifier, args)
         print("Note: if some of these people are among those that the recogniser was trained on, the numbers are too "
               "good.", file=sys.stderr)  # fmt: skip
@@ -1380,6 +1402,8 @@ def command_export(args: argparse.Namespace) -> int:
     if args.photos:
         _, crops = readable_crops(model, photos_in(args.photos), args)
     else:
+        if args.center_crop != 1:
+            raise InputError("--center-crop goes with --photos: drawn faces are cut already.")
         drawn = [synthetic.draw_face(synthetic.make_person(i), 0).pixels for i in range(32)]
         crops = np.stack([face_pixels(pixels, model.image_size, 1.0, model.color) for pixels in drawn])
     with written_whole(path) as temporary:

@@ -35,6 +35,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections import OrderedDict
@@ -640,6 +641,9 @@ def open_gallery(chain: Chain, samples: str | Path = PEOPLE, saved: str | Path |
             samples.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"{samples} cannot be made ({error}): choose another folder.") from None
+    people, place = Path(os.path.realpath(samples)), Path(os.path.realpath(saved))
+    if place.is_relative_to(people) and not any(part[0] == "." for part in place.relative_to(people).parts):
+        raise InputError(f"{saved} is in {samples}, where every folder is a person: choose another --gallery.")
     gallery = update_gallery(samples, saved, lambda paths: embed_gallery_photos(chain, paths, max_pixels),
                              chain.made_with, rebuild=rebuild, block=PHOTOS_AT_ONCE)  # fmt: skip
     write_cuts(chain, gallery, samples, saved / "detected_faces", max_pixels)
@@ -664,7 +668,8 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
         look = chain.align, size, chain.recogniser.color
         about = hashlib.sha256(repr((face.sha256, face.landmarks, look)).encode()).hexdigest()
         face_of[folder / f"{Path(face.file).with_suffix('')}-{about[:8]}.png"] = face
-    there = {path for path in folder.rglob("[!.]*.png") if path.is_file()} if folder.is_dir() else set()
+    pictures = folder.rglob("[!.]*.png") if folder.is_dir() else ()
+    there = {path for path in pictures if path.is_file() and re.search(r"-[0-9a-f]{8}\.png$", path.name)}
     for path in tqdm(face_of.keys() - there, "cutting", leave=False, disable=None):
         with suppress(InputError, OSError):  # the photo has gone, or there is no room: nothing else needs the cut
             photo, landmarks = open_photo(samples / face_of[path].file, max_pixels), np.array(face_of[path].landmarks)
@@ -1010,7 +1015,10 @@ def command_recognize(args: argparse.Namespace) -> int:
     gallery = chosen_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
     paths = photos_in(args.paths, args.out)
-    places = places_below(paths) if args.out else {}
+    places = {path: args.out / f"{place}.png" for path, place in places_below(paths).items()} if args.out else {}
+    asked = {os.path.realpath(path) for path in paths}
+    if overwritten := [path for path, place in places.items() if os.path.realpath(place) in asked]:
+        raise InputError(f"The picture of {overwritten[0]} would replace another photo: choose another --out.")
     print(threshold_sentence(chain, gallery, args), file=sys.stderr)
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):
@@ -1027,7 +1035,7 @@ def command_recognize(args: argparse.Namespace) -> int:
             if args.out:
                 picture, notes = draw_answers(photo, faces)
                 try:
-                    drawing.save_picture(picture, args.out / f"{places[path]}.png")
+                    drawing.save_picture(picture, places[path])
                 except InputError as error:
                     results[-1]["error"] = str(error)
                     notes.append(f"error: {error}")

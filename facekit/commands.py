@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what argparse is told about them
     "--resume": dict(nargs="?", const=True, metavar="RUN", help="go on from the checkpoint in the folder RUN "
                      "[of the run of this name that was saved last]"),
     "--dry-run": dict(action="store_true", help="two epochs of two steps; changes no published weights"),
-    "--seed": dict(type=number(int, 0), default=0, help="of all random choices [0]"),
+    "--seed": dict(type=number(int, 0, 2**32 - 1), default=0, help="of all random choices [0]"),
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda"], help="[auto: a GPU where there is one]"),
     "--precision": dict(default="auto", choices=["auto", "float32", "bfloat16"],
                         help="[auto: bfloat16 where it is fast]"),
@@ -103,6 +103,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         except InputError as error:
             parser.error(str(error))
         args = parser.parse_args([arguments[0], *switches, *arguments[1:]])
+    args.typed = argparse.Namespace(**vars(args))  # commands fill in what it leaves open
     return args
 
 
@@ -158,12 +159,12 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
         folder = _new_folder(OUTPUTS / f"{date.today()}-{name}")
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
-        again = argparse.Namespace(**vars(args))
+        again = argparse.Namespace(**vars(vars(args).get("typed", args)))
         for switch in ("init", "teacher"):
-            if getattr(args, switch, None):  # a copy, as a training may replace the file
+            if weights := getattr(again, switch, None):  # a copy, as a training may replace the file
                 copy = folder / f"{switch}.safetensors"
                 with suppress(shutil.SameFileError):  # --config of a dry run
-                    shutil.copy(getattr(args, switch), copy)
+                    shutil.copy(weights, copy)
                 setattr(again, switch, copy)
         lines = [f"{switch}: {json.dumps(value, ensure_ascii=False)}\n" for switch, value in _given(again)]
         write_text(folder / "config.yaml", "".join(lines))
@@ -178,11 +179,15 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
             raise Stopped(f"\n{said} To go on: {how_to_go_on(args, folder)}") from None
 
 
-def use_own_copies(args: argparse.Namespace) -> None:
-    """A run that --resume names goes on with its copies of --init and --teacher: these files may be others by now."""
+def use_own_copies(args: argparse.Namespace, name: str) -> None:
+    """A run that is resumed goes on with its copies of --init and --teacher: these files may be others by now.
+
+    Where --resume does not name it, it is the last run called `name`; what the command line says counts then.
+    """
+    named = isinstance(args.resume, str)
+    run = Path(args.resume) if named else last_run(args.name or name) if args.resume else None
     for switch in ("init", "teacher"):
-        copy = Path(args.resume, f"{switch}.safetensors") if isinstance(args.resume, str) else None
-        if copy and copy.is_file():
+        if run and (copy := run / f"{switch}.safetensors").is_file() and (named or not getattr(args, switch)):
             setattr(args, switch, str(copy))
 
 
@@ -211,7 +216,7 @@ def last_run(name: str) -> Path | None:
 
 def _given(args: argparse.Namespace) -> list[tuple[str, Any]]:
     """The switches that make this run, as values of JSON, which is YAML, too."""
-    of_this_call = ("command", "run", "config", "resume", "dry_run")
+    of_this_call = ("command", "run", "config", "resume", "dry_run", "typed")
     switches = [(name, value) for name, value in vars(args).items() if name not in of_this_call]
     plain = {name: [str(each) for each in value] if isinstance(value, list) else value for name, value in switches}
     return [(name, str(value) if isinstance(value, Path) else value) for name, value in plain.items()

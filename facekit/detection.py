@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -95,8 +96,10 @@ def read_folder(folder: str | Path) -> list[BoxedPhoto]:
     photos, source = _photos_by_name(folder), printable(folder.resolve().name)
     of_tables = [photo for path in tables for photo in _read_table(path, [path.parent, folder], photos)]
     known = {photo.path for photo in of_tables}
-    of_annotations = [_read_voc(path, photos, source) for path in annotations]
-    return of_tables + [photo for photo in of_annotations if photo.path not in known]
+    read = [_read_voc(path) for path in annotations]
+    places = _locate([([path.parent / name], path, path.parent) for path, (name, *_) in zip(annotations, read)], photos)
+    return of_tables + [BoxedPhoto(place, source, boxes, size) for place, (_, boxes, size) in zip(places, read)
+                        if place not in known]  # fmt: skip
 
 
 def _photos_by_name(folder: Path) -> dict[str, list[Path]]:
@@ -106,17 +109,33 @@ def _photos_by_name(folder: Path) -> dict[str, list[Path]]:
     return photos
 
 
-def _nearest(photos: Iterable[Path], place: Path, within: Path) -> Path | None:
-    """Of these photos the one that shares most of its folders with the file `place`; of several such photos the one
-    whose last folders are called most like those of `within`: images/day2/1.jpg for marks/day2/1.xml."""
-    around = set(place.absolute().parents)
+def _locate(wanted: Sequence[tuple[Sequence[Path], Path, Path]], photos: Mapping[str, list[Path]]) -> list[Path]:
+    """Where the photos are that annotations want: (places, annotation, within), the first for where it should be, the
+    last for its folder as the annotation has it.
 
-    def nearness(photo: Path) -> tuple[int, int]:
-        alike = zip(reversed(photo.parent.parts), reversed(within.parts))
-        same = itertools.takewhile(lambda names: names[0] == names[1], alike)
-        return len(around.intersection(photo.absolute().parents)), len(list(same))
+    What is in none of its places is the nearest photo of that name which no other annotation has; of several that want
+    one photo the nearest gets it. The first place of those that find none: others' boxes would be wrong.
+    """
+    found = [next(filter(Path.is_file, places), None) for places, _, _ in wanted]
+    taken = {photo.absolute() for photo in found if photo}
+    nearest: dict[Path, tuple[tuple[int, int], int]] = {}  # photo -> how near whoever wants it is, and their number
+    for number, (places, annotation, within) in enumerate(wanted):
+        left = [photo for photo in photos.get(places[0].name, ()) if photo.absolute() not in taken]
+        if left and not found[number]:
+            nearness, photo = max(((_nearness(photo, annotation, within), photo) for photo in left), key=itemgetter(0))
+            if photo not in nearest or nearness > nearest[photo][0]:
+                nearest[photo] = nearness, number
+    for photo, (_, number) in nearest.items():
+        found[number] = photo
+    return [photo or places[0] for photo, (places, _, _) in zip(found, wanted)]
 
-    return max(photos, key=nearness, default=None)
+
+def _nearness(photo: Path, annotation: Path, within: Path) -> tuple[int, int]:
+    """How many folders the photo shares with the annotation, and how many of its last folders are called like those
+    of `within`: images/day2/1.jpg for marks/day2/1.xml."""
+    shared = set(annotation.absolute().parents).intersection(photo.absolute().parents)
+    alike = zip(reversed(photo.parent.parts), reversed(within.parts))
+    return len(shared), len(list(itertools.takewhile(lambda names: names[0] == names[1], alike)))
 
 
 def read_boxes(path: str | Path, *folders: str | Path) -> list[BoxedPhoto]:
@@ -134,13 +153,10 @@ def _read_table(path: Path, folders: Sequence[str | Path], photos: Mapping[str, 
     prefixes = {name: Path(name).name.partition("_")[0] for name in boxes if "_" in Path(name).name}
     several = len(set(prefixes.values())) <= MOST_SOURCES
     folder_name = printable(path.resolve().parent.name)
-    places = {name: [Path(folder, name) for folder in (*folders, path.parent)] for name in boxes}
-    found = {name: next(filter(Path.is_file, places[name]), None) for name in boxes}
-    taken = {photo.absolute() for photo in found.values() if photo}
+    folders = (*folders, path.parent)
+    places = _locate([([Path(folder, name) for folder in folders], path, Path(name).parent) for name in boxes], photos)
     result = []
-    for name, corners in boxes.items():
-        left = [photo for photo in photos.get(Path(name).name, ()) if photo.absolute() not in taken]
-        photo = found[name] or _nearest(left, path, Path(name).parent) or places[name][0]
+    for photo, (name, corners) in zip(places, boxes.items()):
         source = prefixes.get(name, folder_name) if several else folder_name
         result.append(BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), sizes.get(name)))
     return result
@@ -161,8 +177,8 @@ def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, i
                 if not name:
                     raise ValueError("a line names no file")
                 boxes.setdefault(name, []).extend([[float(x) for x in corners]] if any(corners) else [])
-                if "width" in line:
-                    sizes[name] = int(line["width"]), int(line["height"])
+                if line.get("width") and line.get("height"):
+                    sizes[name] = int(float(line["width"])), int(float(line["height"]))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: it shall have the columns file, {', '.join(CORNERS)}.") from None
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
@@ -174,16 +190,17 @@ def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, i
     return boxes, sizes
 
 
-def _read_voc(path: Path, photos: Mapping[str, list[Path]], source: str) -> BoxedPhoto:
+def _read_voc(path: Path) -> tuple[str, np.ndarray, tuple[int, int] | None]:
+    """The photo's name, its boxes (N, 4), and its size where it is told."""
     try:
         tree = ElementTree.parse(path).getroot()
         name = Path(tree.findtext("filename") or f"{path.stem}.png").name
         corners = [[float(box.findtext(corner)) for corner in CORNERS] for box in tree.iterfind("object/bndbox")]
-        size = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)  # some tools write 0
+        width, height = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     except (ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as Pascal VOC ({error}): repair or remove it.") from None
-    photo = _nearest(photos.get(name, ()), path, path.parent) or path.parent / name
-    return BoxedPhoto(photo, source, np.array(corners, np.float32).reshape(-1, 4), size if all(size) else None)
+    size = (width, height) if width and height else None  # some tools write 0
+    return name, np.array(corners, np.float32).reshape(-1, 4), size
 
 
 def draw_scenes(folder: str | Path, count: int, seed: int = 0, size: tuple[int, int] = (400, 300)) -> None:

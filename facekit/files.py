@@ -22,11 +22,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` if the block ends without an error.
 
     A reader sees the old file or the new one, never half of either, and a stopped program leaves the old one.
-    The temporary name keeps the suffix, because many writers choose the format by it.
+    The temporary name keeps the suffix, because many writers choose the format by it; a long one is cut, as there is
+    a longest one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from facekit.files import InputError, free_name, printable, read_json, write_json, written_whole
-from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, open_photo
+from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, open_photo, refuse_folder
 
 try:
     import fcntl
@@ -40,6 +40,8 @@ except ImportError:  # Windows
 
 BUILD_AGAIN = "build it again with `people --rebuild`, and --samples and --gallery as now."
 SAVE_EVERY = 10  # seconds; the work that a killed build loses at most
+# What _save writes, and killed processes leave.
+OWN_FILE = re.compile(r"\.?embeddings-[0-9a-f]{29,64}(\.\d+)?\.npy|\.gallery\.\d+\.json")
 
 # Control characters, halves of characters, line ends, and what Windows forbids or keeps for devices.
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]')
@@ -168,8 +170,8 @@ def _save(gallery: Gallery, saved: Path) -> None:
             "rejected": [vars(photo) for photo in gallery.rejected]})
     except OSError as error:
         raise InputError(f"The gallery cannot be saved in {saved} ({error}): make room there.") from None
-    for old in [*saved.glob("*embeddings-*.npy"), *saved.glob(".gallery.*.json")]:  # of killed processes, too
-        if old != array:
+    for old in saved.iterdir():
+        if old != array and OWN_FILE.fullmatch(old.name):
             with suppress(PermissionError):  # on Windows, while somebody reads it; the next save removes it
                 old.unlink()
 
@@ -239,7 +241,8 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
     Stopped by Ctrl-C or killed, it goes on where it was when it is called again. While another process works
     on the same `saved`, it waits, up to wait_s seconds. What is saved in a place that cannot be written is taken as it
     is.
-    InputError when `folder` is not a folder, or what is saved is damaged or cannot be written.
+    InputError when `folder` is not a folder or one in it cannot be read, or when what is saved is damaged or cannot be
+    written.
     """
     folder, saved = Path(folder), Path(saved)
     made_with = json.loads(json.dumps(made_with))  # as it will be read
@@ -261,7 +264,7 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
         waiting = [file for file in found
                    if file not in known or (known[file][0].size, known[file][0].mtime_ns) != found[file]]
         progress = tqdm(total=len(waiting), desc="gallery", unit=" photos", disable=None if waiting else True)
-        saved_at, changed = time.monotonic(), False
+        saved_at, changed, finished = time.monotonic(), False, False
         try:
             for start in range(0, len(waiting), block):
                 photos = {file: found[file] for file in waiting[start:start + block]}
@@ -272,10 +275,11 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
                 if time.monotonic() - saved_at > SAVE_EVERY:
                     _save(_gallery(entries, found, made_with), saved)
                     saved_at = time.monotonic()
+            finished = True
         finally:
             progress.close()
             gallery = _gallery(entries, found, made_with)
-            if changed or entries.keys() != known.keys() or made_with != before.made_with:
+            if changed or finished and (entries.keys() != known.keys() or made_with != before.made_with):
                 _save(gallery, saved)
         return gallery
 
@@ -308,7 +312,7 @@ def _is_text(name: str) -> bool:
 def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]]:
     """PERSON/photo.jpg -> (size, mtime_ns). Says what lies in the wrong place."""
     found, astray, people = {}, [], set()
-    for path in find_photos(folder):
+    for path in find_photos(folder, refuse_folder):  # left out, its person would be forgotten
         file = path.relative_to(folder).as_posix()
         if "/" not in file:
             astray.append(path.name)

@@ -4,9 +4,10 @@ import math
 import os
 import re
 import stat
+import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -216,22 +217,36 @@ def face_pixels(photo: Picture, size: int = 80, crop_fraction: float = 1.0, colo
     return pixels
 
 
-def find_photos(folder: str | Path) -> list[Path]:
+def refuse_folder(error: OSError) -> None:
+    """InputError for a folder that cannot be read."""
+    if not isinstance(error, FileNotFoundError):  # which has just been removed
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): change its permissions.")
+
+
+def leave_folder_out(error: OSError) -> None:
+    """Says so of a folder that cannot be read."""
+    if not isinstance(error, FileNotFoundError):
+        print(f"{error.filename} is left out: it cannot be read ({error.strerror}).", file=sys.stderr)
+
+
+def find_photos(folder: str | Path, unreadable: Callable[[OSError], None] = leave_folder_out) -> list[Path]:
     """All photos below `folder`, told by their suffix. InputError as in find_files."""
-    return find_files(folder, SUFFIXES)
+    return find_files(folder, SUFFIXES, unreadable)
 
 
-def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
+def find_files(folder: str | Path, suffixes: Collection[str],
+               unreadable: Callable[[OSError], None] = leave_folder_out) -> list[Path]:  # fmt: skip
     """All files below `folder` with one of these suffixes (small letters), 2.jpg before 10.jpg.
 
-    Hidden files and folders are left out; linked folders are followed, but none is visited twice.
+    Hidden files and folders are left out; linked folders are followed, but none is visited twice. `unreadable` gets
+    the error of a folder that cannot be read.
     InputError when `folder` is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give one with photos in it.")
     found, visited = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         try:
             status = os.stat(parent)
         except OSError:  # it has just been removed

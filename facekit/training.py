@@ -174,8 +174,8 @@ class Course:
     with the highest score are kept. `SAVED` names what a checkpoint holds beside model and optimiser.
     """
 
-    SAVED: tuple[str, ...] = ("epoch", "step", "seconds", "plan", "best_score", "best_epoch", "best_weights",
-                              "history", "losses")  # fmt: skip
+    SAVED: tuple[str, ...] = ("epoch", "step", "seconds", "minutes", "plan", "best_score", "best_epoch",
+                              "best_weights", "history", "losses")  # fmt: skip
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Any, folder: Path):
         self.model, self.optimizer, self.settings, self.folder = model, optimizer, settings, Path(folder)
@@ -198,9 +198,10 @@ class Course:
 
     @contextlib.contextmanager
     def underway(self, minutes: float | None = None) -> Iterator[None]:
-        """Ctrl-C ends a step before it stops the training; `minutes` fits the training into that time."""
+        """Ctrl-C ends a step before it stops the training; `minutes` fits the training into that time [that of
+        the training that is resumed]."""
         self.drawn = time.monotonic()
-        self.minutes, self.started = minutes, self.drawn - self.seconds
+        self.minutes, self.started = minutes or self.minutes, self.drawn - self.seconds
         with Interruption() as self.interruption:
             try:
                 yield
@@ -232,9 +233,9 @@ class Course:
         self.optimizer.step()
 
     def finish_epoch(self, score: float, row: dict[str, Any]) -> None:
-        """Keeps the weights if the score is the highest; saves checkpoint.pt and history.csv, prints the epoch."""
+        """Keeps the weights if no score was higher; saves checkpoint.pt and history.csv, prints the epoch."""
         self.seconds = time.monotonic() - self.started  # the validation takes time, too
-        if score > self.best_score:
+        if score >= self.best_score:  # of equal ones the last has learnt most
             self.best_score, self.best_epoch = float(score), self.epoch
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         row = {"epoch": self.epoch, "loss": self.losses / max(1, self.step)} | row | {"minutes": self.seconds / 60}
@@ -267,8 +268,10 @@ class Course:
         save_checkpoint(self.folder / "checkpoint.pt", state)
 
     def _what_it_learns(self) -> str:
-        """The settings, less the weights that it begins with or learns from: these may have been moved by now."""
-        settings = asdict(self.settings) | {"init": None}
+        """The settings, less the files of weights that it begins with or learns from: these may have been moved."""
+        settings = asdict(self.settings)
+        if settings.get("init"):
+            settings["init"] = "weights"
         settings.pop("teacher", None)  # `data` knows which one
         return repr(settings)
 

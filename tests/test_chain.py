@@ -1011,6 +1011,23 @@ def test_a_picture_that_cannot_be_written_costs_no_answer(people, run):
     assert "out/0.png.png" in results[str(photos[0])]["error"] and "error" not in results[str(photos[1])]
 
 
+def test_no_photo_is_drawn_over(people, run):
+    photos = [save_photo("album/x.png", ADA), save_photo("album/x.png.png", BEN)]
+    before = Path(photos[1]).read_bytes()
+    status, output, error = run("recognize", *photos, "--out", "album/../album")
+    assert (status, output) == (2, "") and "album/x.png would replace another photo" in error.splitlines()[-1]
+    assert Path(photos[1]).read_bytes() == before
+
+
+@pytest.mark.parametrize("gallery", [".", "saved", "Ada/saved"])
+def test_a_gallery_among_the_people_is_refused(people, run, gallery: str):
+    """Its cut faces would be enrolled by the next run."""
+    status, _, error = run("people", "--gallery", fr.PEOPLE / gallery)
+    assert status == 2 and f"is in {fr.PEOPLE}, where every folder is a person" in error
+    assert run("people", "--gallery", fr.PEOPLE / ".saved")[0] == 0
+    assert "4 people are known from 8 photos" in run("people", "--gallery", fr.PEOPLE / ".saved")[1]
+
+
 def test_a_photo_instead_of_a_command(people, run):
     assert "result: Ada" in run(save_photo("photo.png", ADA))[1]
 
@@ -1234,6 +1251,12 @@ def test_cut_faces_follow_photos_that_are_renamed_copied_or_have_the_same_stem(p
     run("people")
     [cut] = (fr.GALLERY / "detected_faces/Ben").glob("2-*.png")
     assert np.asarray(Image.open(cut).convert("RGB"), int)[40, 80].tolist() == [BEN] * 3
+
+
+def test_other_pictures_among_the_cut_faces_stay(people, run):
+    other = save_photo(fr.GALLERY / "detected_faces" / "Ada" / "holiday-2024.png", ADA)
+    run("people")
+    assert other.is_file()
 
 
 def test_a_cut_face_that_cannot_be_written_stops_nothing(people, run):

@@ -143,7 +143,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     options = {name: commands.OPTIONS[name] for name in commands.TRAINING} | {
         "--prepared": dict(type=Path, default=Path("prepared")), "--color": dict(action=argparse.BooleanOptionalAction),
-        "--data": dict(type=Path, action="append"), "--loss": dict(default="triplet"),
+        "--data": dict(type=Path, action="append"), "--loss": dict(default="triplet"), "--init": {},
     }  # fmt: skip
     commands.add_command(parser.add_subparsers(dest="command"), "train", print, "Trains.", options)
     return parser
@@ -186,7 +186,14 @@ def test_a_run_is_recorded_and_its_file_runs_it_again(tmp_path: Path, monkeypatc
     assert folder == Path("outputs") / f"{date.today()}-triplet-resnet18"
     assert (folder / "log.txt").read_text() == capsys.readouterr().out == "epoch 1\n"
     again = parse_run("--config", str(folder / "config.yaml"))
-    assert vars(again) == vars(args) | {"config": folder / "config.yaml"}
+    assert vars(again.typed) == vars(args.typed) | {"config": folder / "config.yaml"}
+    args = parse_run("--init", "mine.safetensors")
+    Path("mine.safetensors").write_text("weights")
+    args.color, args.init = True, "mine.safetensors"  # as a command fills in what nobody typed
+    with commands.recorded(args, "triplet-resnet18") as folder:
+        pass
+    again = parse_run("--config", str(folder / "config.yaml"))
+    assert (again.color, again.init) == (None, str(folder / "init.safetensors"))
 
 
 def test_each_run_has_its_own_folder_and_resume_finds_the_last(tmp_path: Path, monkeypatch):
@@ -246,12 +253,17 @@ sys.exit(commands.run(args))
 
 def test_a_resumed_run_goes_on_with_its_copies(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("run").mkdir()
-    Path("run/init.safetensors").touch()
-    for resume, init in ((None, "w.safetensors"), (True, "w.safetensors"), ("run", str(Path("run/init.safetensors")))):
-        args = argparse.Namespace(resume=resume, init="w.safetensors", teacher=None)
-        commands.use_own_copies(args)
-        assert (args.init, args.teacher) == (init, None)
+    run = Path("outputs/2026-01-02-mine")
+    run.mkdir(parents=True)
+    (run / "init.safetensors").touch()
+    (run / "checkpoint.pt").touch()
+    own = str(run / "init.safetensors")
+    for resume, typed, init in ((None, "w", "w"), (None, None, None), (str(run), "w", own), (str(run), None, own),
+                                (True, "w", "w"), (True, None, own)):  # fmt: skip
+        for given, usual in (("mine", "unused"), (None, "mine")):
+            args = argparse.Namespace(resume=resume, init=typed, teacher=None, name=given)
+            commands.use_own_copies(args, usual)
+            assert (args.init, args.teacher) == (init, None)
 
 
 ROWS = [{"photo": "a.jpg", "score": 0.12345, "same": True}, {"photo": "longer, name.jpg", "score": 1.0, "same": False}]

@@ -155,6 +155,31 @@ def test_photos_of_the_same_name_belong_to_the_nearest_file_of_boxes(tmp_path: P
                       "more/day1/images/frame_2.png": (7, 5), "more/day2/images/frame_2.png": (7, 5)}  # fmt: skip
 
 
+def test_a_photo_that_is_missing_does_not_get_the_one_of_the_same_name_elsewhere(tmp_path: Path):
+    for day in ("day1", "day2"):
+        write_lines(tmp_path / day / "1.xml", "<annotation></annotation>")
+    save_photo(tmp_path / "day2" / "1.png")
+    read = detection.read_folder(tmp_path)
+    assert [photo.path for photo in read] == [tmp_path / "day1/1.png", tmp_path / "day2/1.png"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "day2").rename(tmp_path / "images" / "day2")
+    (tmp_path / "day1" / "1.xml").unlink()
+    write_lines(tmp_path / "boxes.csv", "file,xmin,ymin,xmax,ymax", "day1/1.png,1,2,11,22", "day2/1.png,1,2,12,22",
+                "day3/1.png,1,2,13,22")  # fmt: skip
+    read = detection.read_boxes(tmp_path / "boxes.csv", tmp_path)
+    assert [photo.path for photo in read] == [tmp_path / "day1/1.png", tmp_path / "images/day2/1.png",
+                                              tmp_path / "day3/1.png"]  # fmt: skip
+
+
+def test_sizes_may_be_empty_or_have_a_point(tmp_path: Path):
+    write_lines(tmp_path / "boxes.csv", "file,width,height,xmin,ymin,xmax,ymax", "a.png,640.0,480.0,1,2,11,22",
+                "b.png,,,,,,")  # fmt: skip
+    save_photo(tmp_path / "c.png")
+    write_lines(tmp_path / "c.xml", "<annotation><size><width>7.0</width><height>5</height></size></annotation>")
+    sizes = {photo.path.name: photo.size for photo in detection.read_folder(tmp_path)}
+    assert sizes == {"a.png": (640, 480), "b.png": None, "c.png": (7, 5)}
+
+
 def test_folders_of_the_same_name_belong_together(tmp_path: Path):
     for day, right in (("day1", 11), ("day2", 12), ("day3", 13)):
         save_photo(tmp_path / "images" / day / "1.png")

@@ -192,6 +192,44 @@ def test_other_models_build_everything_again(folder: Path, saved: Path, other):
     assert len(asked) == 6 and result.made_with == other
 
 
+def test_other_models_that_fail_leave_what_is_saved(folder: Path, saved: Path):
+    def fail(paths: list[Path]) -> list:
+        raise InputError("damaged weights")
+
+    update(folder, saved)
+    before = load_gallery(saved)
+    with pytest.raises(InputError, match="damaged weights"):
+        update_gallery(folder, saved, fail, {"other": "models"})
+    check_same(load_gallery(saved), before)
+    assert len(before.faces) == 6
+
+
+def test_files_of_others_in_the_folder_are_left_alone(folder: Path, saved: Path):
+    saved.mkdir(parents=True)
+    others = [saved / name for name in ("lfw_embeddings-old.npy", "embeddings-old.npy", "gallery.old.json")]
+    left = [saved / f"embeddings-{'0' * 64}.npy", saved / f".embeddings-{'0' * 29}.7.npy", saved / ".gallery.7.json"]
+    for file in (*others, *left):
+        file.touch()
+    update_gallery(folder, saved, Embedder(), MADE_WITH)
+    assert all(file.exists() for file in others) and not any(file.exists() for file in left)
+
+
+def test_a_folder_that_cannot_be_read_does_not_forget_its_person(folder: Path, saved: Path, monkeypatch):
+    update(folder, saved)
+    person, scandir = next(path for path in folder.iterdir() if path.is_dir()), os.scandir
+
+    def forbidden(path: str) -> object:
+        if Path(path) == person:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    before = load_gallery(saved)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(InputError, match=f"{person.name} cannot be read .Permission denied.: change its permissions"):
+        update(folder, saved)
+    check_same(load_gallery(saved), before)
+
+
 def test_rebuild(folder: Path, saved: Path):
     update(folder, saved)
     assert len(update(folder, saved, rebuild=True)[2]) == 6
@@ -319,7 +357,8 @@ def test_interrupted_build_goes_on(folder: Path, saved: Path, call: int):
     stopped = Embedder(interrupt_at=call)
     with pytest.raises(KeyboardInterrupt):
         update_gallery(folder, saved, stopped, MADE_WITH, block=2)
-    assert len(load_gallery(saved).faces) == len(stopped.asked) == 2 * (call - 1)
+    assert (saved / "gallery.json").exists() == (call > 1), "nothing is done: nothing is saved"
+    assert len(stopped.asked) == 2 * (call - 1) == (len(load_gallery(saved).faces) if call > 1 else 0)
     _, _, asked = update(folder, saved, block=2)
     assert len(asked) == 6 - len(stopped.asked) and not set(asked) & set(stopped.asked)
 

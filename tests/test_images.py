@@ -14,7 +14,7 @@ import pytest
 from matplotlib import cbook
 from PIL import Image, ImageOps
 
-from facekit.files import InputError
+from facekit.files import InputError, write_text
 from facekit.images import center_crop, contact_sheet, face_pixels, find_photos, open_photo, photos_in
 
 PHOTO = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))  # 512 x 600, comes with matplotlib
@@ -336,6 +336,22 @@ def test_the_same_from_every_entry_point(tmp_path):
             assert np.array_equal(face_pixels(same, crop_fraction=0.6), expected)
 
 
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch, capsys):
+    for name in ("open/1.png", "locked/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def forbidden(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert find_photos(tmp_path) == [tmp_path / "open/1.png"]
+    assert capsys.readouterr().err == f"{tmp_path / 'locked'} is left out: it cannot be read (Permission denied).\n"
+
+
 def test_find_photos(tmp_path):
     for name in ["b/10.jpg", "b/2.JPG", "a.PNG", "b/notes.txt", ".hidden.jpg", ".cache/1.jpg", "b/c/1.webp",
                  "b/no_suffix", "Ж.heic", "._a.jpg"]:
@@ -383,3 +399,9 @@ def test_photos_of_an_earlier_time_are_left_out_of_a_folder(tmp_path: Path, monk
         Path("album/drawn/1.png.png"), Path("other/3.png")]  # fmt: skip
     with pytest.raises(InputError, match="album cannot be both"):
         photos_in(["other", "album"], tmp_path / "album")
+
+
+def test_a_name_as_long_as_names_may_be_is_written(tmp_path):
+    path = tmp_path / f"{'顔' * 83}.txt"  # 253 bytes
+    write_text(path, "x")
+    assert path.read_text() == "x" and list(tmp_path.iterdir()) == [path]

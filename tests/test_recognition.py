@@ -402,6 +402,19 @@ def test_every_person_comes_once_an_epoch_a_single_photo_twice_or_with_class_cen
     assert min(map(len, batches)) > max(map(len, batches)) - 2 * 4, "no tiny last batch"
 
 
+@pytest.mark.parametrize(("people", "photos", "times"), [
+    (5, 100, 6),  # of 20 images: as often as it takes for ten batches
+    (5, 17, 4),  # as far as there are photos
+    (40, 100, 1), (5, 4, 1),  # more than ten batches, or no more photos
+])  # fmt: skip
+def test_few_people_with_many_photos_come_several_times_an_epoch(people: int, photos: int, times: int):
+    course = toy_course([photos] * people, batch_size=12)
+    rows = torch.cat(fr.plan_epoch(course))
+    _, counts = course.part.people[rows].unique(return_counts=True)
+    assert counts.tolist() == [times * 4] * people
+    assert times == 1 or len(rows.unique()) > 4 * people
+
+
 def test_pairs_are_two_images_of_one_person_each_person_twice_an_epoch():
     course = toy_course(PHOTOS, reference=True, batch_size=60)
     batches = fr.plan_epoch(course)
@@ -998,6 +1011,11 @@ def test_other_data_are_not_resumed(never_stopped, toy_backbone, tmp_path: Path)
     shutil.copy(never_stopped["default"][1] / "checkpoint.pt", tmp_path)
     with pytest.raises(InputError, match="other settings or data"):
         fr.train(toy_faces([4] * 9, [3] * 3), DEFAULT_COURSE, tmp_path, CPU, "float32", resume=True)
+    faces = toy_faces([4] * 8, [3] * 3)
+    for name, values in (("images", 255 - faces.images), ("people", 10 - faces.people)):
+        with pytest.raises(InputError, match="other settings or data"):
+            other = replace(faces, **{name: values})
+            fr.train(other, DEFAULT_COURSE, tmp_path, CPU, "float32", resume=True)
 
 
 # ---------------------------------------------------------------- a small real training
@@ -1591,6 +1609,8 @@ def test_what_is_missing_is_one_clear_line(workplace: Path, capsys, arguments: l
     (["evaluate", "--images", "lfw"], "--images DIR and --pairs FILE go together"),
     (["evaluate", "--pairs", "pairs.txt"], "--images DIR and --pairs FILE go together"),
     (["evaluate", "--images", "lfw", "--pairs", "no.txt"], "no.txt is missing"),
+    (["evaluate", "--images", "lfw", "--pairs", "no.txt", "--prepared", "data"], "--prepared is not read with"),
+    (["export", "--center-crop", "0.5"], "--center-crop goes with --photos"),
     (["evaluate", "--prepared", "nowhere"], "nowhere is missing: first run"),
     (["evaluate", "--verifier", "weights/recognition.safetensors"], "holds resnet18-256-128-32, not linear"),
     (["evaluate", "--recogniser", "other.safetensors"], "does not belong to other.safetensors: run train-verify"),

@@ -263,6 +263,7 @@ def test_bad_checkpoints_are_named_and_run_nothing(tmp_path: Path, kind: str):
 class Settings:
     epochs: int = 3
     seed: int = 0
+    init: str | None = None
 
 
 POINTS = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
@@ -449,7 +450,7 @@ def test_other_data_of_the_same_size_are_not_resumed(never_stopped: training.Cou
 
 @pytest.mark.parametrize(("scores", "best"), [
     ([0.5, 0.9, 0.4], 2),
-    ([0.9, 0.9, 0.9], 1),
+    ([0.9, 0.9, 0.9], 3),  # the one that has learnt most
     ([-3.0, -2.0, -1.0], 3),
     ([math.nan, 0.1, math.nan], 2),
     ([math.nan, math.nan, math.nan], None),  # nothing could be measured: the last
@@ -473,6 +474,29 @@ def test_a_score_of_numpy_can_be_resumed_from(tmp_path: Path, no_charts):
     again = new_course(tmp_path)
     again.load()
     assert again.best_score == course.best_score == 0.25
+
+
+def test_a_time_limit_holds_for_what_is_resumed_without_one(tmp_path: Path, no_charts):
+    with pytest.raises(KeyboardInterrupt):
+        train_on(new_course(tmp_path), minutes=7.0, each_step=at_step(2, press_ctrl_c))
+    for minutes, expected in ((None, 7.0), (9.0, 9.0)):
+        resumed = new_course(tmp_path)
+        resumed.load()
+        with resumed.underway(minutes):
+            assert resumed.minutes == expected
+
+
+def test_weights_to_start_from_are_neither_added_nor_left_out_later(tmp_path: Path):
+    def course_from(init: str | None) -> training.Course:
+        return new_course(tmp_path, Settings(init=init))
+
+    course_from("one.safetensors").save()
+    course_from("moved/one.safetensors").load()
+    with pytest.raises(InputError, match="other settings or data"):
+        course_from(None).load()
+    course_from(None).save()
+    with pytest.raises(InputError, match="other settings or data"):
+        course_from("one.safetensors").load()
 
 
 def test_done_goes_by_epochs_and_steps_or_by_time(tmp_path: Path):
