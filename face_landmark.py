@@ -41,7 +41,7 @@ from torchvision.models import resnet18
 
 from facekit import alignment, charts, commands, drawing, landmarks, metrics, synthetic, training
 from facekit.files import InputError, free_name
-from facekit.images import MAX_PIXELS, contact_sheet, open_photo, photos_in, places_below
+from facekit.images import MAX_PIXELS, contact_sheet, open_photo, photos_in, pictures_below
 from facekit.landmarks import MIRRORED, PACKED_SIZE, POINTS
 
 IMAGE_SIZE = 96  # the model sees 96x96 pixels, greyscale, values 0..1
@@ -331,8 +331,8 @@ def train(faces: landmarks.LandmarkSet, settings: Settings, folder: Path, device
     )
     course = training.Course(model, optimizer, settings, folder)
     course.events = training.event_writer(events)
-    course.data = faces.summary.get("split_digest", "")
     part, validation = Part(faces, "train", device), Part(faces, "validation", device)
+    course.data = training.array_digest(part.images.cpu().numpy(), part.points.cpu().numpy())
     if validation.points[:, :2].isnan().any(2).any(1).all():
         raise InputError("No validation face has both eyes marked, by which errors are measured: prepare more data.")
     if resume:
@@ -622,12 +622,12 @@ def command_detect(args: argparse.Namespace) -> int:
 
         return commands.ask_for_photos(answer)
     paths = photos_in(args.paths, args.out)
-    places = places_below(paths) if args.out else {}
+    pictures = pictures_below(args.out, paths) if args.out else {}
     print(f"Running on {training.describe(next(model.parameters()).device)}.", file=sys.stderr)
     failed = 0
     for path in paths:
         try:
-            detect_one(model, path, args.out and args.out / f"{places[path]}.png", args)
+            detect_one(model, path, pictures.get(path), args)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1

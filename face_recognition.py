@@ -32,7 +32,6 @@ Beside the lesson: `train --loss` and `--backbone` name its relatives, `identify
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -132,9 +131,7 @@ class Part:
 
     def digest(self) -> str:
         """16 hexadecimal digits that change with any pixel, or with whose a photo is."""
-        content = hashlib.sha256(self.images.cpu().numpy())
-        content.update(self.people.cpu().numpy())
-        return content.hexdigest()[:16]
+        return training.array_digest(self.images.cpu().numpy(), self.people.cpu().numpy())
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -461,24 +458,26 @@ class Course(training.Course):
 
 
 def plan_epoch(course: Course) -> list[Tensor]:
-    """Batches of rows (B,): every person comes with `images_per_person` random photos at most.
+    """Batches of rows (B,): every person comes once, with `images_per_person` random photos at most.
 
-    People come in random order, or in groups of look-alikes; once, or if that makes less than LEAST_BATCHES of them
-    several times, as far as there are photos. Somebody's single photo comes twice; for the margin
-    losses, which have a class for each person, it stays out. The reference comes twice to each person with two photos
-    and takes all of them in random pairs: (A, 2), anchors and positives.
+    People come in random order, or in groups of look-alikes. Where that makes less than LEAST_BATCHES, those who have
+    more photos come again with these. Somebody's single photo comes twice; for the margin losses, which have a class
+    for each person, it stays out. The reference comes twice to each person with two photos and takes all of them in
+    random pairs: (A, 2), anchors and positives.
     """
     settings, photos_of = course.settings, course.learn_from
     random = np.random.default_rng([settings.seed, course.epoch])
     if settings.reference:
         return plan_pairs(list(photos_of.values()), settings.batch_size // (2 + NEGATIVES), random)
     mine = settings.loss == "triplet" and course.done >= settings.mine_from and course.epoch > 1  # before, no memory
-    at_once = sum(min(len(rows), settings.images_per_person) for rows in photos_of.values())
-    photos_each = sum(map(len, photos_of.values())) // at_once
-    times = min(photos_each, math.ceil(LEAST_BATCHES * settings.batch_size / at_once))
-    people = np.concatenate([group_look_alikes(course, random) if mine else random.permutation(list(photos_of))
-                             for _ in range(times)])  # fmt: skip
-    photos = [random.permutation(photos_of[person])[: settings.images_per_person] for person in people]
+    shuffled = {person: random.permutation(rows) for person, rows in photos_of.items()}
+    photos: list[np.ndarray] = []  # of one person each
+    for first in range(0, max(map(len, shuffled.values())), settings.images_per_person):
+        if sum(map(len, photos)) >= LEAST_BATCHES * settings.batch_size:
+            break
+        people = group_look_alikes(course, random) if mine else random.permutation(list(photos_of))
+        photos += [shuffled[person][first : first + settings.images_per_person] for person in people
+                   if len(shuffled[person]) >= first + 2]  # fmt: skip
     ends = np.cumsum([len(rows) for rows in photos])
     batches = math.ceil(ends[-1] / settings.batch_size)
     batch_of = (ends - 1) * batches // ends[-1]  # of equal sizes: a tiny last one would spoil the batch statistics
@@ -1101,7 +1100,7 @@ def choose_settings(args: argparse.Namespace) -> Settings:
     if args.reference and args.teacher:
         raise InputError("--reference has no --teacher: leave out one of them.")
     usual = REFERENCE if args.reference else Settings()
-    commands.use_own_copies(args, run_name(args))
+    commands.use_own_copies(args, run_name(args) if args.resume is True and not args.dry_run else None)
     if args.teacher:
         read_recogniser(args.teacher)
         if Path(args.teacher).resolve() == args.recogniser.resolve() and not args.dry_run:
@@ -1126,7 +1125,10 @@ def choose_settings(args: argparse.Namespace) -> Settings:
 
 def run_name(args: argparse.Namespace) -> str:
     """The name of a training without --name."""
-    return "reference" if args.reference else f"{args.loss}-{args.backbone or 'resnet18'}"
+    if args.reference:
+        return "reference"
+    backbone = read_recogniser(args.init)[1]["backbone"] if args.init and not args.backbone else args.backbone
+    return f"{args.loss}-{backbone or 'resnet18'}"
 
 
 def follow_init(args: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ import face_recognition
 from facekit import alignment, charts, commands, datasets, detection, drawing, metrics, training
 from facekit.files import InputError, written_whole
 from facekit.gallery import Face, Gallery, GalleryPhoto, enroll, forget, is_read_only, person_folder, update_gallery
-from facekit.images import MAX_PIXELS, SUFFIXES, Picture, open_photo, photos_in, places_below
+from facekit.images import MAX_PIXELS, SUFFIXES, Picture, open_photo, photos_in, pictures_below
 from facekit.landmarks import with_points
 
 DETECTOR_SIZE = 512  # pixels of a photo's longer side when the detector sees it
@@ -372,7 +372,7 @@ def train(photos: detection.PhotoSet, settings: Settings, folder: Path, device: 
                                   fused=True)  # fmt: skip
     course = training.Course(model, optimizer, settings, folder)
     course.events = training.event_writer(events)
-    course.data = photos.summary.get("split_digest", "")
+    course.data = training.array_digest(photos.pixels, *photos.boxes)
     part, validation = Part(photos, "train"), Part(photos, "validation")
     if not any(len(boxes) for boxes in validation.boxes):
         raise InputError("No validation photo has a face, by which the best epoch is chosen: prepare more photos.")
@@ -667,9 +667,9 @@ def write_cuts(chain: Chain, gallery: Gallery, samples: Path, folder: Path, max_
     for face in gallery.faces:
         look = chain.align, size, chain.recogniser.color
         about = hashlib.sha256(repr((face.sha256, face.landmarks, look)).encode()).hexdigest()
-        face_of[folder / f"{Path(face.file).with_suffix('')}-{about[:8]}.png"] = face
+        face_of[folder / f"{Path(face.file).with_suffix('')}-{about[:16]}.png"] = face
     pictures = folder.rglob("[!.]*.png") if folder.is_dir() else ()
-    there = {path for path in pictures if path.is_file() and re.search(r"-[0-9a-f]{8}\.png$", path.name)}
+    there = {path for path in pictures if path.is_file() and re.search(r"-[0-9a-f]{16}\.png$", path.name)}
     for path in tqdm(face_of.keys() - there, "cutting", leave=False, disable=None):
         with suppress(InputError, OSError):  # the photo has gone, or there is no room: nothing else needs the cut
             photo, landmarks = open_photo(samples / face_of[path].file, max_pixels), np.array(face_of[path].landmarks)
@@ -1015,10 +1015,7 @@ def command_recognize(args: argparse.Namespace) -> int:
     gallery = chosen_gallery(chain, args)
     threshold = working_threshold(chain, gallery, args)
     paths = photos_in(args.paths, args.out)
-    places = {path: args.out / f"{place}.png" for path, place in places_below(paths).items()} if args.out else {}
-    asked = {os.path.realpath(path) for path in paths}
-    if overwritten := [path for path, place in places.items() if os.path.realpath(place) in asked]:
-        raise InputError(f"The picture of {overwritten[0]} would replace another photo: choose another --out.")
+    places = pictures_below(args.out, paths) if args.out else {}
     print(threshold_sentence(chain, gallery, args), file=sys.stderr)
     results: list[dict] = []
     for start in tqdm(range(0, len(paths), PHOTOS_AT_ONCE), "photos", leave=False, disable=None):

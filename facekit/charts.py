@@ -189,7 +189,7 @@ def _history_line(axes: Axes, rows: Sequence[Mapping[str, object]], name: str, c
     values = [float(row[name]) for row in filled]
     label = name.replace("_", " ")
     if "accuracy" in name and "valid" in name and values:
-        best = int(np.argmax(values))
+        best = len(values) - 1 - int(np.argmax(values[::-1]))  # the last of equals, whose weights are kept
         label += f", best {_percent(round(values[best], 3))} (epoch {epochs[best]:g})"
         axes.plot(epochs[best], values[best], "o", color=colour)
     axes.plot(epochs, values, color=colour, marker="." if len(values) < 30 else None, label=label)

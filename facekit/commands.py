@@ -179,13 +179,13 @@ def recorded(args: argparse.Namespace, name: str) -> Iterator[Path]:
             raise Stopped(f"\n{said} To go on: {how_to_go_on(args, folder)}") from None
 
 
-def use_own_copies(args: argparse.Namespace, name: str) -> None:
+def use_own_copies(args: argparse.Namespace, name: str | None) -> None:
     """A run that is resumed goes on with its copies of --init and --teacher: these files may be others by now.
 
-    Where --resume does not name it, it is the last run called `name`; what the command line says counts then.
+    Where --resume does not name it, it is the last run called `name`, if any; what the command line says counts then.
     """
     named = isinstance(args.resume, str)
-    run = Path(args.resume) if named else last_run(args.name or name) if args.resume else None
+    run = Path(args.resume) if named else last_run(args.name or name) if args.resume and name else None
     for switch in ("init", "teacher"):
         if run and (copy := run / f"{switch}.safetensors").is_file() and (named or not getattr(args, switch)):
             setattr(args, switch, str(copy))

@@ -181,7 +181,7 @@ def _read_boxes_csv(path: Path) -> tuple[dict[str, list], dict[str, tuple[int, i
                     sizes[name] = int(float(line["width"])), int(float(line["height"]))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: it shall have the columns file, {', '.join(CORNERS)}.") from None
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         where = f", line {lines.line_num}," if lines else ""
         raise InputError(f"{path}{where} cannot be read ({type(error).__name__}: {error}): it shall have the columns "
                          f"file, {', '.join(CORNERS)} with numbers.") from None  # fmt: skip
@@ -197,7 +197,7 @@ def _read_voc(path: Path) -> tuple[str, np.ndarray, tuple[int, int] | None]:
         name = Path(tree.findtext("filename") or f"{path.stem}.png").name
         corners = [[float(box.findtext(corner)) for corner in CORNERS] for box in tree.iterfind("object/bndbox")]
         width, height = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    except (ElementTree.ParseError, TypeError, ValueError, OSError) as error:
+    except (ElementTree.ParseError, TypeError, ValueError, OverflowError, OSError) as error:
         raise InputError(f"{path} cannot be read as Pascal VOC ({error}): repair or remove it.") from None
     size = (width, height) if width and height else None  # some tools write 0
     return name, np.array(corners, np.float32).reshape(-1, 4), size

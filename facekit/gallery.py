@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from facekit.files import InputError, free_name, printable, read_json, write_json, written_whole
-from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, open_photo, refuse_folder
+from facekit.images import MAX_PIXELS, SUFFIXES, find_photos, leave_folder_out, open_photo, refuse_folder
 
 try:
     import fcntl
@@ -241,8 +241,8 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
     Stopped by Ctrl-C or killed, it goes on where it was when it is called again. While another process works
     on the same `saved`, it waits, up to wait_s seconds. What is saved in a place that cannot be written is taken as it
     is.
-    InputError when `folder` is not a folder or one in it cannot be read, or when what is saved is damaged or cannot be
-    written.
+    InputError when `folder` is not a folder, when the folder of somebody known cannot be read, or when what is saved is
+    damaged or cannot be written.
     """
     folder, saved = Path(folder), Path(saved)
     made_with = json.loads(json.dumps(made_with))  # as it will be read
@@ -257,8 +257,8 @@ def update_gallery(folder: str | Path, saved: str | Path, embed_faces: EmbedFace
         before = Gallery() if rebuild or not (saved / "gallery.json").exists() else load_gallery(saved)
         if before.made_with != made_with:
             before = Gallery()
-        found = _find(folder, say)
         known = _entries(before)
+        found = _find(folder, known, say)
         by_content = {photo.sha256: (photo, embedding) for photo, embedding in known.values()}
         entries = {file: known[file] for file in found if file in known}  # a changed photo stays until its turn
         waiting = [file for file in found
@@ -309,10 +309,18 @@ def _is_text(name: str) -> bool:
     return name == printable(name) and not CONTROL.search(name)
 
 
-def _find(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[int, int]]:
-    """PERSON/photo.jpg -> (size, mtime_ns). Says what lies in the wrong place."""
+def _find(folder: Path, known: Iterable[str], say: Callable[[str], None]) -> dict[str, tuple[int, int]]:
+    """PERSON/photo.jpg -> (size, mtime_ns). Says what lies in the wrong place.
+
+    InputError when a folder cannot be read that has photos in it which are known: they would be forgotten.
+    """
+
+    def unreadable(error: OSError) -> None:
+        enrolled = any(Path(error.filename) in (folder / file).parents for file in known)
+        (refuse_folder if enrolled else leave_folder_out)(error)
+
     found, astray, people = {}, [], set()
-    for path in find_photos(folder, refuse_folder):  # left out, its person would be forgotten
+    for path in find_photos(folder, unreadable):
         file = path.relative_to(folder).as_posix()
         if "/" not in file:
             astray.append(path.name)

@@ -299,6 +299,19 @@ def places_below(paths: Sequence[Path]) -> dict[Path, Path]:
     return {path: place.relative_to(shared) for path, place in absolute.items()}
 
 
+def pictures_below(out: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Where the pictures of photos are drawn: as the photos lie, below `out`.
+
+    InputError as in places_below, and when one would replace a photo.
+    """
+    pictures = {path: out / f"{place}.png" for path, place in places_below(paths).items()}
+    photos = {os.path.realpath(path) for path in paths}
+    for path, picture in pictures.items():
+        if os.path.realpath(picture) in photos:
+            raise InputError(f"The picture of {path} would replace another photo: choose another --out.")
+    return pictures
+
+
 def _natural_order(path: str) -> tuple[list[int | str], str]:
     """Digits compare as numbers, letters without case; the path itself decides between equals."""
     pieces = re.split(r"(\d+)", path.casefold())  # text, digits, text, ...

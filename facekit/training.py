@@ -122,6 +122,14 @@ def digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
+def array_digest(*arrays: np.ndarray) -> str:
+    """16 hexadecimal digits that change with any number, and with their order."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(np.ascontiguousarray(array))
+    return content.hexdigest()[:16]
+
+
 def model_digest(model: nn.Module) -> str:
     """16 hexadecimal digits that change with any of the model's numbers."""
     content = hashlib.sha256()

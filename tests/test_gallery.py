@@ -228,6 +228,9 @@ def test_a_folder_that_cannot_be_read_does_not_forget_its_person(folder: Path, s
     with pytest.raises(InputError, match=f"{person.name} cannot be read .Permission denied.: change its permissions"):
         update(folder, saved)
     check_same(load_gallery(saved), before)
+    person = folder / "lost+found"  # nobody's
+    person.mkdir()
+    assert len(update_gallery(folder, saved, Embedder(), MADE_WITH).faces) == 6
 
 
 def test_rebuild(folder: Path, saved: Path):
