@@ -412,8 +412,9 @@ class Course(training.Course):
             training.load_tensors(model, read_recogniser(settings.init)[0], settings.init)
         model = model.to(device, memory_format=torch.channels_last)
         loss = make_loss(settings, len(part.photos_of)).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
-                                      fused=True)  # fmt: skip
+        rate, decay = settings.learning_rate, settings.weight_decay
+        optimizer = (torch.optim.AdamW(model.parameters(), rate, weight_decay=decay, fused=True) if settings.reference
+                     else training.Muon(model, rate, decay))  # fmt: skip
         super().__init__(model, optimizer, settings, folder)
         self.part, self.precision, self.loss = part, precision, loss
         self.learn_from = part.photos_of  # person -> rows
@@ -439,12 +440,12 @@ class Course(training.Course):
         self.loss.load_state_dict(state)
 
     def learn(self, loss: Tensor, rate: float) -> None:
-        """The model learns by AdamW, the centres of a loss by plain gradient descent.
+        """The model learns by Muon, the centres of a loss by plain gradient descent.
 
         A person comes once an epoch. In all other batches a gradient next to nothing pushes their centre away from
         everybody, and AdamW, which divides gradients by their usual size, would follow that as fast as their own.
-        After 8 minutes of ArcFace that left 29.6 % of validation faces nearer to their person than to ten strangers,
-        gradient descent 36.6 % (benchmarks/compare_methods.py --minutes 8).
+        After 8 minutes of ArcFace, the model learning by AdamW, that left 29.6 % of validation faces nearer to their
+        person than to ten strangers, gradient descent 36.6 % (benchmarks/compare_methods.py --minutes 8).
         """
         super().learn(loss, rate)
         with torch.no_grad():

@@ -165,6 +165,63 @@ def load_checkpoint(path: str | Path, device: torch.device) -> dict[str, Any]:
         raise InputError(f"{path} cannot be resumed from ({type(error).__name__}): start without --resume.") from None
 
 
+# ---------------------------------------------------------------- the optimiser
+
+
+class Muon(torch.optim.AdamW):
+    """The matrices of linear layers and convolutions learn by Muon, all other weights by AdamW.
+
+    A gradient says much about a few directions of its matrix, and next to nothing about most. Muon (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/) follows the running mean of the gradients, too, but with all singular
+    values made alike: every direction is learnt at once. Each weight moves by the learning rate, in the root mean
+    square, as with AdamW. Convolutions that see 3 channels or fewer are left to AdamW: they have few directions.
+    """
+
+    MOMENTUM = 0.95
+
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float):
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        matrices = {id(layer.weight): layer.weight for layer in layers if layer.weight.shape[1] > 3}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
+        groups = [{"params": others}, {"params": list(matrices.values())}]
+        super().__init__(groups, learning_rate, weight_decay=weight_decay, fused=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # that of AdamW expects its own state of every weight
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        group = self.param_groups[1]
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            if not self.state[weight]:
+                self.state[weight]["mean"] = torch.zeros_like(weight)
+            mean = self.state[weight]["mean"].lerp_(weight.grad, 1 - self.MOMENTUM)
+            ahead = weight.grad.lerp(mean, self.MOMENTUM).flatten(1)  # (R, C), where the mean will be (Nesterov)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.sub_(orthogonalised(ahead).reshape(weight.shape), alpha=group["lr"] * max(ahead.shape) ** 0.5)
+            weight.grad = None  # which AdamW leaves alone
+        super().step(closure)
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """(R, C) -> the same with its singular values made alike, 0.7 to 1.2; those below 1/500 of its norm stay smaller.
+
+    Five Newton-Schulz steps with the factors of Jordan et al. 2024: each makes 3.4445 s - 4.775 s³ + 2.0315 s⁵ of a
+    singular value s. The steps are taken on the small matrix of s², and all applied at once to the large one.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    squares = wide @ wide.T  # (r, r) of singular values s²
+    all_steps = one = torch.eye(len(squares)).to(squares)
+    for _ in range(5):
+        step = 3.4445 * one - 4.775 * squares + 2.0315 * squares @ squares
+        all_steps, squares = step @ all_steps, step @ squares @ step
+    wide = all_steps @ wide
+    return wide if wide.shape == matrix.shape else wide.T
+
+
 # ---------------------------------------------------------------- the course of a training
 
 

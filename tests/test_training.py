@@ -224,6 +224,99 @@ def test_digest_tells_files_apart(tmp_path: Path):
     assert a != c
 
 
+# ---------------------------------------------------------------- the optimiser
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (12, 12)])
+def test_orthogonalised_keeps_directions_and_makes_singular_values_alike(shape: tuple[int, int]):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = torch.logspace(0, -2, min(shape)).double()
+    made = u.T @ training.orthogonalised(u * values @ v * 1e-6).double() @ v.T
+    off_diagonal = made - made.diag().diag()
+    assert off_diagonal.abs().max() < 1e-5
+    assert made.diag().min() > 0.6
+    assert made.diag().max() < 1.25
+
+
+def test_orthogonalised_zeros_are_zeros():
+    assert not training.orthogonalised(torch.zeros(3, 5)).any()
+
+
+def layers() -> nn.Sequential:
+    """One of each kind that Muon tells apart; no input fits all."""
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(8, 8, 3, groups=8)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), depthwise, nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), nn.Linear(24, 5))
+
+
+def four_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    random = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        for parameter in parameters:
+            if parameter.requires_grad:
+                gradient = torch.randn(parameter.shape, generator=random) + 1
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)  # in the same layout, as autograd's
+        optimizer.step()
+
+
+def test_muon_is_that_of_torch_for_matrices():
+    muon = getattr(torch.optim, "Muon", None) or pytest.skip("torch has one since 2.9")
+    ours, theirs, start = nn.Linear(24, 5), nn.Linear(24, 5, bias=False), torch.randn(5, 24)
+    for layer in (ours, theirs):
+        layer.weight.data.copy_(start)
+    four_steps(training.Muon(ours, 0.01, 0.1), [ours.weight])
+    four_steps(muon([theirs.weight], 0.05, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"), [theirs.weight])
+    moved = (ours.weight - start).norm()  # by the learning rate; torch's moves by 0.2 of it
+    assert 0.02 < moved / 120**0.5 < 0.05
+    assert (ours.weight - theirs.weight).norm() < 0.02 * moved  # torch's works in bfloat16
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_convolutions_as_matrices_and_leaves_all_else_to_adamw(layout: torch.memory_format):
+    ours, adamw = layers().to(memory_format=layout), layers()
+    four_steps(training.Muon(ours, 0.01, 0.1), list(ours.parameters()))
+    four_steps(torch.optim.AdamW(adamw.parameters(), 0.01, weight_decay=0.1), list(adamw.parameters()))
+    same = [name for name, value in ours.named_parameters() if torch.allclose(value, adamw.get_parameter(name))]
+    assert same == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.bias", "4.bias"]
+    matrix = nn.Linear(8 * 9, 6)  # the convolution over patches of 8 · 3 · 3 numbers
+    matrix.weight.data.copy_(layers()[3].weight.flatten(1))
+    optimizer = training.Muon(matrix, 0.01, 0.1)
+    random = torch.Generator().manual_seed(2)
+    ours, four = layers().to(memory_format=layout), torch.randn(4, 6, 8, 3, 3, generator=random)
+    convolution = training.Muon(ours, 0.01, 0.1)
+    for gradient in four:
+        ours[3].weight.grad, matrix.weight.grad = gradient.clone(), gradient.flatten(1)
+        convolution.step()
+        optimizer.step()
+    torch.testing.assert_close(ours[3].weight.flatten(1), matrix.weight)
+
+
+def test_muon_goes_on_from_its_saved_state(tmp_path: Path):
+    at_once, first, later = layers(), layers(), layers()
+    optimizer = training.Muon(at_once, 0.01, 0.1)
+    four_steps(optimizer, list(at_once.parameters()))
+    four_steps(optimizer, list(at_once.parameters()))
+    stopped = training.Muon(first, 0.01, 0.1)
+    four_steps(stopped, list(first.parameters()))
+    training.save_checkpoint(tmp_path / "c.pt", {"optimizer": stopped.state_dict(), "model": first.state_dict()})
+    state = training.load_checkpoint(tmp_path / "c.pt", CPU)
+    later.load_state_dict(state["model"])
+    resumed = training.Muon(later, 0.5, 0.0)
+    resumed.load_state_dict(state["optimizer"])
+    four_steps(resumed, list(later.parameters()))
+    for name, value in at_once.named_parameters():
+        assert torch.equal(value, later.get_parameter(name))
+
+
+def test_muon_leaves_alone_what_has_no_gradient():
+    model = layers()
+    model[4].weight.requires_grad_(False)
+    four_steps(training.Muon(model, 0.01, 0.1), list(model.parameters()))
+    assert torch.equal(model[4].weight, layers()[4].weight)
+    assert not torch.equal(model[3].weight, layers()[3].weight)
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
