@@ -547,6 +547,8 @@ def command_evaluate(args: argparse.Namespace) -> int:
     if args.points or args.images:
         if not (args.points and args.images):
             raise InputError("--images DIR and --points FILE go together: give both, or neither for the saved split.")
+        if args.prepared != PREPARED:
+            raise InputError("--prepared is not read with --images: leave out one of them.")
         faces = landmarks.read_points_csv(args.points, args.images)
         given = len(faces)
         faces, pictures = open_faces(faces, args.max_pixels)

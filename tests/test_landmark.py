@@ -905,6 +905,7 @@ def test_evaluate_prints_a_line_a_metric_for_people(prepared: Path, monkeypatch,
 @pytest.mark.parametrize("arguments", [
     ["--images", "dotted"], ["--points", "dotted/points.csv"], ["--images", "dotted", "--points", "nowhere.csv"],
     ["--images", "nowhere", "--points", "dotted/points.csv"], ["--prepared", "nowhere"],
+    ["--images", "dotted", "--points", "dotted/points.csv", "--prepared", "data/other"],
 ])  # fmt: skip
 def test_evaluate_of_what_is_not_there_is_status_2(prepared: Path, monkeypatch, capsys, arguments: list[str]):
     use_model(monkeypatch, Knows())
