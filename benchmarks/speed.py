@@ -92,7 +92,7 @@ def training_step(rounds: int, batch: int = 128) -> tuple[str, str, str, float, 
     plain.optimizer = torch.optim.AdamW(plain.model.parameters())
     a, b = in_turns(lambda: face_recognition.train_step(ours, rows),
                     lambda: face_recognition.train_step(plain, rows), rounds)  # fmt: skip
-    return f"training at 80×80, {training.describe(device)}", "images/s", "plain float32", batch / a, batch / b
+    return f"training at 80×80, {training.describe(device)}", "images/s", "plain float32, AdamW", batch / a, batch / b
 
 
 def drawing(rounds: int, people: int = 60) -> tuple[str, str, str, float, float]:
